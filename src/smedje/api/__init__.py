@@ -1,0 +1,1 @@
+"""HTTP: routes, wire shapes, errors as JSON. One file a resource; no rules of the product."""

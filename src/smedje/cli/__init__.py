@@ -1,0 +1,1 @@
+"""The `smedje` command. Imports lazily, so that help is quick."""

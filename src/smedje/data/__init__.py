@@ -1,0 +1,1 @@
+"""Uploaded bytes to checked examples to batches; no torch, no database."""

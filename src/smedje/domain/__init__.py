@@ -1,0 +1,1 @@
+"""Nouns and pure state changes. Standard library only; no input or output."""

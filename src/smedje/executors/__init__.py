@@ -1,0 +1,1 @@
+"""Start a command somewhere, watch it, stop it; knows nothing of training."""

@@ -1,0 +1,1 @@
+"""Bytes under keys: files, checkpoints and run folders, on a local disk or a bucket."""

@@ -1,0 +1,1 @@
+"""Use cases: ownership checks and transactions live here, and only here."""

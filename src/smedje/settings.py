@@ -1,0 +1,96 @@
+"""Process settings, read once from the environment. Knows names and defaults; knows nothing of what they configure.
+
+Only `wiring` and `cli` may import this module: everything else is handed the values it needs.
+An unknown variable that begins with SMEDJE_ is refused, so that a misspelt setting never passes for a default.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import platformdirs
+
+from smedje.errors import InvalidRequest
+
+PREFIX = "SMEDJE_"
+# Read by the command line's client side or by spawned workers, not part of Settings.
+OTHER_VARIABLES = frozenset({"SMEDJE_BASE_URL", "SMEDJE_API_KEY"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of one server process.
+
+    home: state folder; everything below it moves with it.
+    database_url: SQLAlchemy URL of the control plane's database.
+    objects_url: where bytes live: a `file://` folder, or `s3://`, `az://`, `gs://`.
+    bootstrap_api_key: first owner key; generated on first run when None.
+    max_running_jobs: fine-tuning jobs that may run at once on this machine.
+    threads: compute threads for one worker; 0 means all usable cores.
+    engine_idle_seconds: an engine without requests for this long is stopped.
+    lease_seconds: how long a scheduler may be silent before another takes its jobs.
+    """
+
+    home: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("smedje", appauthor=False)))
+    database_url: str = ""
+    objects_url: str = ""
+    bootstrap_api_key: str | None = None
+    max_running_jobs: int = 1
+    threads: int = 0
+    engine_idle_seconds: int = 900
+    lease_seconds: int = 8
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment.
+
+    `NAME_FILE` may stand in for `SMEDJE_NAME` for secrets: the value is then the file's stripped text.
+    Raises InvalidRequest for an unknown SMEDJE_ variable or a value of the wrong kind.
+    """
+    env = os.environ if environ is None else environ
+    known = {f"{PREFIX}{f.name.upper()}": f for f in fields(Settings)}
+    values: dict[str, object] = {}
+    for name, raw in env.items():
+        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
+            continue
+        key, text = (name.removesuffix("_FILE"), None) if name.endswith("_FILE") else (name, raw)
+        if key not in known:
+            listed = ", ".join(sorted(known))
+            raise InvalidRequest(
+                f"Unknown setting {name}. Known settings: {listed}. Correct the name or unset it.",
+                code="unknown_setting",
+                param=name,
+            )
+        if text is None:
+            text = Path(raw).read_text(encoding="utf-8").strip()
+        values[known[key].name] = _parse(name, known[key].type, text)
+    settings = Settings(**values)  # type: ignore[arg-type]  # each value was parsed to its field's type just above
+    return _with_defaults(settings)
+
+
+def _parse(name: str, kind: object, text: str) -> object:
+    if kind is Path:
+        return Path(text).expanduser().resolve()
+    if kind is int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = -1
+        if number < 0:
+            raise InvalidRequest(
+                f"{name} must be a whole number of at least 0, found {text!r}.", code="invalid_setting", param=name
+            )
+        return number
+    return text
+
+
+def _with_defaults(settings: Settings) -> Settings:
+    from dataclasses import replace
+
+    home = settings.home
+    return replace(
+        settings,
+        database_url=settings.database_url or f"sqlite:///{home / 'smedje.db'}",
+        objects_url=settings.objects_url or (home / "objects").as_uri(),
+    )

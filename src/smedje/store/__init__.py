@@ -1,0 +1,1 @@
+"""Rows: facts of a few KB each, returned as domain values, never as rows."""

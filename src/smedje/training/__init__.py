@@ -1,0 +1,1 @@
+"""One training run: spec in, events and checkpoints out; no database, no HTTP."""
