@@ -1,4 +1,4 @@
-"""Every error a person can cause or meet, as one tree. Knows messages, codes and parameters; knows nothing of HTTP or exit codes.
+"""Every error a person can meet, as one tree. Knows messages, codes and parameters; nothing of HTTP or exit codes.
 
 SmedjeError
 ├── InvalidRequest          the request, file or option is wrong; the message says how to mend it
@@ -56,7 +56,7 @@ class UnsupportedField(InvalidRequest):
 
 
 class InvalidData(InvalidRequest):
-    """A data file has problems. `problems` holds the first of them as plain dicts (line, path, code, message, remedy)."""
+    """A data file has problems. `problems` holds the first of them as dicts: line, path, code, message, remedy."""
 
     default_code = "invalid_training_data"
 

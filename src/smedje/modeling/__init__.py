@@ -1,1 +1,1 @@
-"""Base models and the network: catalog, sources, decoder, adapters. Knows nothing of chat, data, HTTP or the database."""
+"""Base models and the network: catalog, sources, decoder, adapters. Knows nothing of chat, data or HTTP."""

@@ -1,0 +1,38 @@
+"""A chat request and its answer as the product understands them, apart from any wire shape."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class FinishReason(StrEnum):
+    """Why generation ended: a stop token or string, the token limit, or a content filter."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy; seed makes a draw repeatable."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest:
+    """One chat completion to make. messages are in OpenAI's message form. max_tokens None means up to the context."""
+
+    model: str
+    messages: tuple[Mapping[str, Any], ...]
+    sampling: Sampling
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
