@@ -1,0 +1,26 @@
+"""What every use case needs: database, object storage, state folder, clock. Knows nothing of settings or HTTP."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smedje.objects.store import Objects
+from smedje.store.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The resources that services share.
+
+    home: state folder; installed base models lie below it. now: Unix seconds with fraction.
+    """
+
+    database: Database
+    objects: Objects
+    home: Path
+    now: Callable[[], float] = time.time
+
+    def seconds(self) -> int:
+        """The time as rows keep it: whole Unix seconds."""
+        return int(self.now())
