@@ -73,7 +73,8 @@ class JobRequest:
 class FineTuningJob:
     """A request to produce a fine-tuned model, and how far it has come.
 
-    resolved: the numbers that "auto" became, once the run has begun. trained_tokens: labelled tokens times epochs.
+    resolved: the numbers that "auto" became, once the run has begun. trained_tokens: all tokens of the rows that were
+    trained on, once for each time (OpenAI's billable tokens).
     result_files: ids of files with purpose fine-tune-results. Times are Unix seconds.
     """
 

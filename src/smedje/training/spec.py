@@ -48,18 +48,12 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_tokens: int = 2048
 
 
-class ResumeFrom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The run and step whose saved state this run continues."""
-
-    run_id: str
-    step: int
-
-
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training run.
 
     base_folder: installed base model on the worker's disk. initial_adapter: object-storage prefix of the adapter
     that training continues from, None for a fresh one. "auto" numbers are resolved by the worker and reported.
+    earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
     micro_batch_tokens: most tokens in one flat stream. state_seconds: how often state for an exact resume is saved.
     threads: compute threads; part of the spec because sums depend on it and a resume must repeat them.
     """
@@ -76,7 +70,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     initial_adapter: str | None = None
-    resume: ResumeFrom | None = None
+    earlier_runs: tuple[str, ...] = ()
     micro_batch_tokens: int = 2048
     state_seconds: float = 30.0
     device: str = "cpu"

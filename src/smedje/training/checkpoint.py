@@ -1,0 +1,122 @@
+"""Saved state of a run, for an exact resume, and checkpoints, for people to deploy. The manifest is always written last.
+
+Saved state = adapter, AdamW moments, counters. A checkpoint = a PEFT adapter folder. Both lie under the run folder;
+a folder without a manifest, or whose digests do not match it, does not exist as far as a reader is concerned.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import safetensors.torch
+import torch
+
+from smedje.errors import NotFound
+from smedje.modeling.adapter import save_adapter
+from smedje.modeling.lora import TrainableLora
+from smedje.objects.run_folder import RunFolder
+from smedje.objects.store import Objects
+from smedje.training.loop import State
+
+KEEP_STATES = 2
+MANIFEST = "manifest.json"
+STATE_FILE = "state.safetensors"
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a saved folder holds. files: name to SHA-256. metrics: figures of the step, for checkpoints."""
+
+    step: int
+    trained_tokens: int
+    files: dict[str, str]
+    metrics: dict[str, float] = {}
+
+
+def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
+    for name, content in files.items():
+        objects.put(prefix + name, content)
+    objects.put(prefix + MANIFEST, msgspec.json.encode(manifest))
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
+    """Save the state of `state.step`; keeps this and the one before it."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in state.lora.named_parameters():
+        tensors[f"weight/{name}"] = parameter.detach().contiguous()
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().contiguous()
+    files = {STATE_FILE: safetensors.torch.save(tensors)}
+    manifest = Manifest(step=state.step, trained_tokens=state.trained_tokens, files=_digests(files))
+    _publish(objects, folder.state_prefix(state.step), files, manifest)
+    for step in saved_steps(objects, folder)[:-KEEP_STATES]:
+        objects.delete_prefix(folder.state_prefix(step))
+
+
+def saved_steps(objects: Objects, folder: RunFolder) -> list[int]:
+    """Steps whose state is complete, oldest first."""
+    steps = set()
+    for info in objects.list(folder.state_root()):
+        if info.key.endswith("/" + MANIFEST):
+            steps.add(msgspec.json.decode(objects.get(info.key), type=Manifest).step)
+    return sorted(steps)
+
+
+def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> None:
+    """Put the saved state of `step` into `state`.
+
+    Raises NotFound when the folder is incomplete or a digest does not match its manifest.
+    """
+    prefix = folder.state_prefix(step)
+    manifest = msgspec.json.decode(objects.get(prefix + MANIFEST), type=Manifest)
+    raw = objects.get(prefix + STATE_FILE)
+    if hashlib.sha256(raw).hexdigest() != manifest.files[STATE_FILE]:
+        raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
+    tensors = safetensors.torch.load(raw)
+    with torch.no_grad():
+        for name, parameter in state.lora.named_parameters():
+            parameter.copy_(tensors.pop(f"weight/{name}"))
+    for name, parameter in state.lora.named_parameters():
+        ending = "/" + name
+        moments = {key.removesuffix(ending): value for key, value in tensors.items() if key.endswith(ending)}
+        if moments:
+            state.optimizer.state[parameter] = moments
+    state.step = manifest.step
+    state.trained_tokens = manifest.trained_tokens
+
+
+def load_latest_state(objects: Objects, folder: RunFolder, state: State) -> bool:
+    """Load the newest whole state of a run; falls back to the one before a damaged one. False when there is none."""
+    for step in reversed(saved_steps(objects, folder)):
+        try:
+            load_state(objects, folder, step, state)
+        except NotFound:
+            continue
+        return True
+    return False
+
+
+def save_checkpoint(
+    objects: Objects, folder: RunFolder, state: State, *, base_model: str, metrics: Mapping[str, float]
+) -> str:
+    """Publish the adapter of `state.step` in PEFT's format; returns its object-storage prefix."""
+    prefix = folder.checkpoint_prefix(state.step)
+    with tempfile.TemporaryDirectory(prefix="smedje-checkpoint-") as scratch:
+        place = Path(scratch)
+        save_adapter(place, adapter_weights(state.lora), state.lora.config, base_model)
+        files = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+    manifest = Manifest(
+        step=state.step, trained_tokens=state.trained_tokens, files=_digests(files), metrics=dict(metrics)
+    )
+    _publish(objects, prefix, files, manifest)
+    return prefix
+
+
+def adapter_weights(lora: TrainableLora) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under PEFT's names."""
+    return lora.weights()

@@ -1,0 +1,133 @@
+"""The training worker: `python -m smedje.training.worker --objects URL --run RUN_ID`.
+
+Reads the spec from the run folder, trains, and says everything through the folder: events, checkpoints, saved state,
+a heartbeat, and one result at the very end. Knows no database and no HTTP; goes on working when nobody listens.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from smedje.domain.runs import Control, Outcome, RunEvent, RunResult
+from smedje.errors import SmedjeError
+from smedje.objects.run_folder import RunFolder
+from smedje.objects.store import Objects, open_objects
+from smedje.training.spec import TrainingSpec, spec_from_json
+
+HEARTBEAT_SECONDS = 2.0
+log = logging.getLogger("smedje.training")
+
+
+class Reporter:
+    """Collects events and puts them into the run folder at most twice a second."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._waiting: list[RunEvent] = []
+        self._last = 0.0
+
+    def say(self, event: RunEvent) -> None:
+        """Hand over an event; it is written now or with the next ones."""
+        self._waiting.append(event)
+        if time.monotonic() - self._last >= 0.5:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if self._waiting:
+            self._folder.emit(self._waiting)
+            self._waiting = []
+        self._last = time.monotonic()
+
+
+def beat(folder: RunFolder, stop: threading.Event) -> None:
+    """Say every two seconds that this process lives, and which process it is, so that a restarted server finds it."""
+    me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    while True:
+        folder.heartbeat({**me, "at": time.time()})
+        if stop.wait(HEARTBEAT_SECONDS):
+            return
+
+
+def train_run(objects: Objects, folder: RunFolder, spec: TrainingSpec, reporter: Reporter) -> RunResult:
+    """Do the whole run; returns its result. Raises SmedjeError for what a person can mend."""
+    from smedje.training.run import prepare, record_event, resolved_event
+    from smedje.training.checkpoint import save_checkpoint, save_state
+    from smedje.training.loop import train
+
+    began = time.monotonic()
+    job, state = prepare(objects, spec, cache=Path(spec.base_folder).parent / ".cache")
+    reporter.say(resolved_event(spec, job, state, load_seconds=time.monotonic() - began))
+    began, saved, first_step = time.monotonic(), time.monotonic(), state.step
+    for record in train(job, state):
+        reporter.say(record_event(record, job.plan, speed=(state.step - first_step, time.monotonic() - began)))
+        if record.epoch_end:
+            figures = {k: v for k, v in record_event(record, job.plan).data.items() if isinstance(v, float)}
+            key = save_checkpoint(objects, folder, state, base_model=spec.base_model, metrics=figures)
+            data = {"step": state.step, "key": key, "metrics": figures}
+            reporter.say(RunEvent(kind="checkpoint", at=time.time(), data=data))
+        asked = folder.requested()
+        if asked is Control.CANCEL:
+            return RunResult(outcome=Outcome.CANCELLED, step=state.step, data=_totals(state.trained_tokens, began))
+        finished = state.step >= job.plan.total_steps
+        if not finished and (asked is Control.PAUSE or time.monotonic() - saved >= spec.state_seconds):
+            save_state(objects, folder, state)
+            saved = time.monotonic()
+        if asked is Control.PAUSE and not finished:
+            return RunResult(outcome=Outcome.PAUSED, step=state.step, data=_totals(state.trained_tokens, began))
+    return RunResult(outcome=Outcome.SUCCEEDED, step=state.step, data=_totals(state.trained_tokens, began))
+
+
+def _totals(trained_tokens: int, began: float) -> dict[str, float]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"trained_tokens": trained_tokens, "seconds": time.monotonic() - began, "peak_memory_bytes": peak}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one training run to its result; the exit code is 0 whenever a result was written."""
+    parser = argparse.ArgumentParser(prog="smedje.training.worker")
+    parser.add_argument("--objects", required=True, help="object storage URL")
+    parser.add_argument("--run", required=True, help="run id")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    objects = open_objects(arguments.objects)
+    folder = RunFolder(objects, arguments.run)
+    stop = threading.Event()
+    pulse = threading.Thread(target=beat, args=(folder, stop), daemon=True)
+    pulse.start()
+    reporter = Reporter(folder)
+    try:
+        result = train_run(objects, folder, spec_from_json(folder.read_spec()), reporter)
+    except SmedjeError as problem:
+        log.warning("run failed: %s", problem.code)
+        result = RunResult(
+            outcome=Outcome.FAILED,
+            error_code=problem.code,
+            error_message=problem.message,
+            error_param=problem.param,
+        )
+    except Exception as problem:
+        # The trace goes to the run's own log; the job's error names the kind of fault and never carries row text.
+        log.exception("run failed")
+        result = RunResult(
+            outcome=Outcome.FAILED,
+            error_code="server_error",
+            error_message=f"The training worker failed with {type(problem).__name__}. Its log has the trace.",
+        )
+    reporter.flush()
+    folder.write_result(result)
+    stop.set()
+    pulse.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
