@@ -1,4 +1,4 @@
-"""Saved state of a run, for an exact resume, and checkpoints, for people to deploy. The manifest is always written last.
+"""Saved state of a run, for an exact resume, and checkpoints, for people to deploy. The manifest comes last.
 
 Saved state = adapter, AdamW moments, counters. A checkpoint = a PEFT adapter folder. Both lie under the run folder;
 a folder without a manifest, or whose digests do not match it, does not exist as far as a reader is concerned.

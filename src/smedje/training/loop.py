@@ -93,7 +93,7 @@ def train(job: Job, state: State) -> Iterator[StepRecord]:
 
 
 def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord:
-    """Forward and backward over the step's rows in micro-batches, one division by the whole step's weight, one update."""
+    """Forward and backward over the rows in micro-batches, one division by the whole step's weight, one update."""
     began = time.perf_counter()
     rate = rate_at(state.step, job.plan)
     set_rate(state.optimizer, rate)

@@ -1,4 +1,4 @@
-"""The training worker: `python -m smedje.training.worker --objects URL --run RUN_ID`.
+"""The training worker: `python -m smedje.training.worker --objects URL --run RUN_ID --cache DIR`.
 
 Reads the spec from the run folder, trains, and says everything through the folder: events, checkpoints, saved state,
 a heartbeat, and one result at the very end. Knows no database and no HTTP; goes on working when nobody listens.
@@ -20,7 +20,7 @@ from smedje.domain.runs import Control, Outcome, RunEvent, RunResult
 from smedje.errors import SmedjeError
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects, open_objects
-from smedje.training.spec import TrainingSpec, spec_from_json
+from smedje.training.spec import spec_from_json
 
 HEARTBEAT_SECONDS = 2.0
 log = logging.getLogger("smedje.training")
@@ -57,14 +57,16 @@ def beat(folder: RunFolder, stop: threading.Event) -> None:
             return
 
 
-def train_run(objects: Objects, folder: RunFolder, spec: TrainingSpec, reporter: Reporter) -> RunResult:
+def train_run(objects: Objects, folder: RunFolder, reporter: Reporter, *, cache: Path) -> RunResult:
     """Do the whole run; returns its result. Raises SmedjeError for what a person can mend."""
-    from smedje.training.run import prepare, record_event, resolved_event
+    spec = spec_from_json(folder.read_spec())
+    # Imported here, after the heartbeat has begun: torch alone takes seconds on a busy machine.
     from smedje.training.checkpoint import save_checkpoint, save_state
     from smedje.training.loop import train
+    from smedje.training.run import prepare, record_event, resolved_event
 
     began = time.monotonic()
-    job, state = prepare(objects, spec, cache=Path(spec.base_folder).parent / ".cache")
+    job, state = prepare(objects, spec, cache=cache)
     reporter.say(resolved_event(spec, job, state, load_seconds=time.monotonic() - began))
     began, saved, first_step = time.monotonic(), time.monotonic(), state.step
     for record in train(job, state):
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="smedje.training.worker")
     parser.add_argument("--objects", required=True, help="object storage URL")
     parser.add_argument("--run", required=True, help="run id")
+    parser.add_argument("--cache", required=True, type=Path, help="folder for copies of remote objects")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     objects = open_objects(arguments.objects)
@@ -105,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pulse.start()
     reporter = Reporter(folder)
     try:
-        result = train_run(objects, folder, spec_from_json(folder.read_spec()), reporter)
+        result = train_run(objects, folder, reporter, cache=arguments.cache)
     except SmedjeError as problem:
         log.warning("run failed: %s", problem.code)
         result = RunResult(

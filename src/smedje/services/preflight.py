@@ -1,0 +1,87 @@
+"""What is checked between "created" and "queued": every example's tokens against the base model, and memory.
+
+Reads files and tokenizers; changes no row. The scheduler runs it beside its loop, because tokenising can take seconds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from smedje.chat.tokenizer import load_chat_tokenizer
+from smedje.data.problems import Problem
+from smedje.data.validate import check_tokens
+from smedje.domain.files import content_key
+from smedje.domain.jobs import FineTuningJob, JobError
+from smedje.errors import SmedjeError
+from smedje.modeling.catalog import find_base_model
+from smedje.modeling.config import OWNED_ARCHITECTURES, read_decoder_config, read_raw_config
+from smedje.modeling.folder import installed_folder
+from smedje.services.context import Context
+from smedje.services.training_spec import Origin, build_spec, max_tokens
+from smedje.store import files as file_rows
+from smedje.training.memory import predicted_bytes
+from smedje.training.spec import TrainingSpec
+
+SHOWN_PROBLEMS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A job that may run, with its predicted peak memory in bytes."""
+
+    memory_bytes: int
+
+
+def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | JobError:
+    """Check the job's data and its need of memory. A JobError says which lines, or how much memory."""
+    try:
+        tokenizer = load_chat_tokenizer(installed_folder(ctx.home, origin.base_model))
+        for param, file_id in (
+            ("training_file", job.request.training_file),
+            ("validation_file", job.request.validation_file),
+        ):
+            if file_id is None:
+                continue
+            with ctx.database.transaction() as tx:
+                file = file_rows.get_file(tx, job.project_id, file_id)
+            if file is None:
+                return JobError(code="file_not_found", message=f"The file {file_id} was deleted.", param=param)
+            path = ctx.objects.local_path(content_key(file.sha256), ctx.home / "cache")
+            problems, _ = check_tokens(path, tokenizer, max_tokens=max_tokens(job))
+            if errors := [p for p in problems if p.severity == "error"]:
+                return _data_error(errors, param, file_id)
+        spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
+    except SmedjeError as problem:
+        return JobError(code=problem.code, message=problem.message, param=problem.param)
+    return _memory(spec)
+
+
+def _data_error(errors: list[Problem], param: str, file_id: str) -> JobError:
+    shown = " ".join(f"Line {p.line}: {p.message} {p.remedy}" for p in errors[:SHOWN_PROBLEMS])
+    more = len(errors) - SHOWN_PROBLEMS
+    rest = f" And {more} more; see the file's report." if more > 0 else ""
+    return JobError(code=errors[0].code, message=f"{file_id}: {shown}{rest}", param=param)
+
+
+def _memory(spec: TrainingSpec) -> Checked | JobError:
+    need = predicted_memory(spec)
+    total = psutil.virtual_memory().total
+    if need > total:
+        return JobError(
+            code="insufficient_memory",
+            message=(
+                f"Training {spec.base_model} needs about {need / 2**30:.1f} GiB and this machine has "
+                f"{total / 2**30:.1f} GiB. Choose a smaller base model or a smaller max_tokens_per_example."
+            ),
+            param="model",
+        )
+    return Checked(memory_bytes=need)
+
+
+def predicted_memory(spec: TrainingSpec) -> int:
+    """Peak resident bytes that a run should need: from shapes, or from the catalog for other architectures."""
+    folder = Path(spec.base_folder)
+    if set(read_raw_config(folder).get("architectures", ())) & set(OWNED_ARCHITECTURES):
+        return predicted_bytes(read_decoder_config(folder), spec)
+    return find_base_model(spec.base_model).memory_training_bytes

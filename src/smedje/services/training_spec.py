@@ -1,0 +1,112 @@
+"""From a job to the spec of its next run: catalog defaults, the request's numbers, where data and base model lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from smedje.domain.catalog import TrainingDefaults
+from smedje.domain.files import content_key
+from smedje.domain.jobs import FineTuningJob
+from smedje.errors import NotFound
+from smedje.modeling.catalog import find_base_model
+from smedje.modeling.folder import installed_folder
+from smedje.services.context import Context
+from smedje.store import files as file_rows
+from smedje.training.options import TrainingOptions, parse_options
+from smedje.training.spec import DataSpec, LoraSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
+
+# For base models that a user installed under a name of their own.
+GENERAL_DEFAULTS = TrainingDefaults(learning_rate=3e-4, batch_size=0, max_tokens_per_example=2048)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What training starts from: a base model, and the adapter to continue, if any."""
+
+    base_model: str
+    adapter_key: str | None = None
+
+
+def base_defaults(base_model: str) -> TrainingDefaults:
+    """The catalog's defaults for a base model, or general ones for a model that only this machine knows."""
+    try:
+        return find_base_model(base_model).defaults
+    except NotFound:
+        return GENERAL_DEFAULTS
+
+
+def max_tokens(job: FineTuningJob) -> int:
+    """The longest example that this job accepts, in tokens."""
+    asked = parse_options(job.request.options).max_tokens_per_example
+    return asked or base_defaults(job.request.base_model).max_tokens_per_example
+
+
+def build_spec(
+    ctx: Context, job: FineTuningJob, origin: Origin, *, threads: int, earlier_runs: Sequence[str]
+) -> TrainingSpec:
+    """The spec of the next run of `job`. Raises NotFound when a file or the base model has gone."""
+    options = parse_options(job.request.options)
+    asked = job.request.hyperparameters
+    defaults = base_defaults(origin.base_model)
+    batch_size = number_or_auto(asked.get("batch_size"))
+    if batch_size == "auto" and defaults.batch_size:
+        batch_size = defaults.batch_size
+    multiplier = asked.get("learning_rate_multiplier", "auto")
+    return TrainingSpec(
+        job_id=job.id,
+        base_model=origin.base_model,
+        base_folder=str(installed_folder(ctx.home, origin.base_model)),
+        seed=job.request.seed,
+        data=_data(ctx, job, options),
+        n_epochs=number_or_auto(asked.get("n_epochs")),
+        batch_size=batch_size,
+        max_steps=options.max_steps,
+        lora=_lora(ctx, options, origin.adapter_key, defaults),
+        optimizer=OptimizerSpec(
+            learning_rate=options.learning_rate,
+            multiplier=1.0 if multiplier == "auto" else float(multiplier),
+            base_learning_rate=defaults.learning_rate,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+        ),
+        schedule=ScheduleSpec(warmup_ratio=options.warmup_ratio),
+        initial_adapter=origin.adapter_key,
+        earlier_runs=tuple(earlier_runs),
+        threads=threads,
+    )
+
+
+def number_or_auto(value: Any) -> int | Literal["auto"]:
+    """A whole number, or "auto" for a value that was left out or is "auto"."""
+    return "auto" if value is None or value == "auto" else int(value)
+
+
+def _data(ctx: Context, job: FineTuningJob, options: TrainingOptions) -> DataSpec:
+    def key(file_id: str) -> str:
+        with ctx.database.transaction() as tx:
+            file = file_rows.get_file(tx, job.project_id, file_id)
+        if file is None:
+            raise NotFound(f"The file {file_id} was deleted after the job was created.", code="file_not_found")
+        return content_key(file.sha256)
+
+    return DataSpec(
+        training_key=key(job.request.training_file),
+        validation_key=key(job.request.validation_file) if job.request.validation_file else None,
+        validation_fraction=options.validation_fraction,
+        max_tokens=max_tokens(job),
+    )
+
+
+def _lora(ctx: Context, options: TrainingOptions, adapter_key: str | None, defaults: TrainingDefaults) -> LoraSpec:
+    """The adapter's shape: what was asked, else that of the adapter to continue, else the base model's default."""
+    rank, alpha = defaults.lora_rank, float(defaults.lora_alpha)
+    if adapter_key is not None:
+        config = msgspec.json.decode(ctx.objects.get(adapter_key + "adapter_config.json"))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    return LoraSpec(
+        rank=options.lora_rank or rank,
+        alpha=options.lora_alpha or alpha,
+        dropout=options.lora_dropout,
+    )
