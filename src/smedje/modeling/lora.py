@@ -1,0 +1,302 @@
+"""Low-rank adapters on a frozen decoder: one being trained, several served in one batch, or merged into the weights.
+
+Knows LoRA (Hu et al. 2021; y + scale * B A x) on fused linears, and PEFT's names and initial values. Refuses to know
+optimizers, files (adapter.py) and the decoder's inside: it sees slots and a linear's input and output.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smedje.errors import InvalidRequest
+from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
+from smedje.modeling.transformer import CausalDecoder
+
+__all__ = [
+    "AdapterConfig",
+    "SegmentedLora",
+    "ServedAdapter",
+    "TrainableLora",
+    "adapted_slots",
+    "all_linear_targets",
+    "merge_into",
+    "merged_state",
+]
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """An adapter's shape. targets: last names of Hugging Face linears; layers: which layers (None: all).
+
+    rslora: scale alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    dropout: float = 0.0
+    rslora: bool = False
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A x."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def weight_names(slot: Slot) -> tuple[str, str]:
+    """PEFT's names of a slot's A [rank, in] and B [out, rank]."""
+    return f"{_PREFIX}{slot.name}.lora_A.weight", f"{_PREFIX}{slot.name}.lora_B.weight"
+
+
+def adapted_slots(slots: Sequence[Slot], config: AdapterConfig) -> tuple[Slot, ...]:
+    """The slots that this adapter touches. InvalidRequest names a target or layer that the base model does not have."""
+    known = targets_of(tuple(slots))
+    for target in config.targets:
+        if target not in known:
+            raise InvalidRequest(
+                f"This base model has no linear named {target!r}; choose from {', '.join(known)}.",
+                code="invalid_target",
+                param="targets",
+            )
+    last = max(slot.site.layer for slot in slots)
+    for layer in config.layers or ():
+        if not 0 <= layer <= last:
+            raise InvalidRequest(
+                f"This base model has layers 0 to {last}; there is no layer {layer}.",
+                code="invalid_layer",
+                param="layers",
+            )
+    return tuple(
+        slot
+        for slot in slots
+        if slot.name.rsplit(".", 1)[-1] in config.targets
+        and (config.layers is None or slot.site.layer in config.layers)
+    )
+
+
+class _Part(nn.Module):
+    """A [rank, in] and B [out, rank] of one Hugging Face linear, fp32."""
+
+    def __init__(self, slot: Slot, rank: int, generator: torch.Generator, device: torch.device | str) -> None:
+        super().__init__()
+        self.slot = slot
+        a = torch.empty(rank, slot.inputs)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        self.A = nn.Parameter(a.to(device))
+        self.B = nn.Parameter(torch.zeros(slot.stop - slot.start, rank, device=device))
+
+
+class TrainableLora(nn.Module):
+    """One adapter in training, a LowRank. Its parameters are fp32 and drawn as PEFT draws them (A uniform, B zero).
+
+    generator: a CPU generator for the initial A; the same seed gives the same adapter on every device.
+    dropout_seed: starts the separate stream of dropout masks; `rng_state` saves it for an exact resume. One mask serves
+    all parts of a fused linear (PEFT draws one for each). Dropout acts in training mode only.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        config: AdapterConfig,
+        *,
+        generator: torch.Generator,
+        dropout_seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self._sites: dict[Site, list[_Part]] = {}
+        parts = [_Part(slot, config.rank, generator, device) for slot in adapted_slots(slots, config)]
+        for part in parts:
+            self._sites.setdefault(part.slot.site, []).append(part)
+        self.parts = nn.ModuleList(parts)
+        self._dropout_stream = torch.Generator(device=device).manual_seed(dropout_seed)
+
+    def forward(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        """Write scale * B A dropout(x) into y and return it. x [T, in], y [T, out]."""
+        parts = self._sites.get(site)
+        if parts is None:
+            return y
+        if self.training and self.config.dropout > 0:
+            keep = 1 - self.config.dropout
+            x = x * (torch.empty_like(x).bernoulli_(keep, generator=self._dropout_stream) / keep)
+        spans = tuple((part.slot.start, part.slot.stop) for part in parts)
+        factors = [part.A for part in parts] + [part.B for part in parts]
+        added: Tensor = _AddLowRank.apply(x, y, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
+        return added
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapter's tensors under PEFT's names, detached; they share storage with the parameters."""
+        weights = {}
+        for part in self._parts():
+            name_a, name_b = weight_names(part.slot)
+            weights[name_a], weights[name_b] = part.A.detach(), part.B.detach()
+        return weights
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy tensors in by PEFT's names. InvalidRequest when a name or size does not match this adapter exactly."""
+        own = self.weights()
+        check_names(own, weights)
+        for name, tensor in own.items():
+            if tensor.shape != weights[name].shape:
+                raise InvalidRequest(
+                    f"Adapter tensor {name} is {tuple(weights[name].shape)}; this adapter needs {tuple(tensor.shape)}.",
+                    code="invalid_adapter",
+                )
+            tensor.copy_(weights[name])
+
+    def rng_state(self) -> Tensor:
+        """The state of the dropout stream, for a checkpoint."""
+        return self._dropout_stream.get_state()
+
+    def set_rng_state(self, state: Tensor) -> None:
+        """Go on with the dropout stream where `rng_state` was taken."""
+        self._dropout_stream.set_state(state)
+
+    def _parts(self) -> Iterable[_Part]:
+        for part in self.parts:
+            assert isinstance(part, _Part)
+            yield part
+
+
+def check_names(own: Iterable[str], given: Iterable[str]) -> None:
+    """InvalidRequest unless both name the same tensors."""
+    expected, actual = set(own), set(given)
+    if expected != actual:
+        missing, extra = sorted(expected - actual), sorted(actual - expected)
+        raise InvalidRequest(
+            "The adapter does not fit this base model and configuration: "
+            f"missing {missing[:3] or 'nothing'}, unexpected {extra[:3] or 'nothing'}"
+            f" ({len(missing)} missing, {len(extra)} unexpected).",
+            code="invalid_adapter",
+        )
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y[:, span] += scale * (x A^T) B^T for each part, in place; saves x and the rank-wide x A^T alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scale: float, spans: tuple[tuple[int, int], ...], *factors: Tensor
+    ) -> Tensor:
+        count, rank = len(spans), factors[0].shape[0]
+        down = torch.cat(factors[:count]).to(x.dtype)
+        narrow = x @ down.T
+        for index, (start, stop) in enumerate(spans):
+            up = factors[count + index].to(x.dtype)
+            y[:, start:stop].addmm_(narrow[:, index * rank : (index + 1) * rank], up.T, alpha=scale)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, narrow, *factors)
+        ctx.scale, ctx.spans = scale, spans
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dy = grads[0]
+        x, narrow, *factors = ctx.saved_tensors
+        count, rank = len(ctx.spans), factors[0].shape[0]
+        d_narrow, d_ups = torch.empty_like(narrow), []
+        for index, (start, stop) in enumerate(ctx.spans):
+            columns, part = slice(index * rank, (index + 1) * rank), dy[:, start:stop]
+            up = factors[count + index]
+            d_narrow[:, columns] = ctx.scale * (part @ up.to(dy.dtype))
+            d_ups.append((ctx.scale * (part.T @ narrow[:, columns])).to(up.dtype))
+        d_downs = (d_narrow.T @ x).to(factors[0].dtype).split(rank)
+        dx = d_narrow @ torch.cat(factors[:count]).to(dy.dtype) if ctx.needs_input_grad[0] else None
+        return dx, dy, None, None, *d_downs, *d_ups
+
+
+class ServedAdapter:
+    """A finished adapter laid out for a decoder's fused sites, in the decoder's type and on its device. Immutable.
+
+    Per site: A of all parts stacked [n * rank, in], and B [out, n * rank] with each part in its own rows and columns,
+    already scaled, so that a site costs two thin products.
+    """
+
+    def __init__(self, decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> None:
+        slots = adapted_slots(decoder.slots, config)
+        check_names((name for slot in slots for name in weight_names(slot)), weights)
+        grouped: dict[Site, list[Slot]] = {}
+        for slot in slots:
+            grouped.setdefault(slot.site, []).append(slot)
+        self.factors: dict[Site, tuple[Tensor, Tensor]] = {}
+        for site, parts in grouped.items():
+            base = decoder.weight(site)
+            rank = config.rank
+            up = torch.zeros(base.shape[0], len(parts) * rank, dtype=torch.float32, device=base.device)
+            for index, slot in enumerate(parts):
+                up[slot.start : slot.stop, index * rank : (index + 1) * rank] = weights[weight_names(slot)[1]]
+            down = torch.cat([weights[weight_names(slot)[0]] for slot in parts])
+            self.factors[site] = (
+                down.to(base.device, base.dtype).contiguous(),
+                (up * config.scale).to(base.dtype),
+            )
+
+
+class SegmentedLora:
+    """A LowRank for serving: several adapters in one batch, each on its own rows; other rows get the base model.
+
+    segments: pairs of an adapter and the int64 indices of its rows [n]. A row appears at most once. No gradients.
+    """
+
+    def __init__(self, segments: Sequence[tuple[ServedAdapter, Tensor]]) -> None:
+        self._segments = tuple((adapter, _as_slice(rows)) for adapter, rows in segments if rows.numel())
+
+    def __call__(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        for adapter, rows in self._segments:
+            factors = adapter.factors.get(site)
+            if factors is None:
+                continue
+            down, up = factors
+            if isinstance(rows, slice):
+                y[rows].addmm_(x[rows] @ down.T, up.T)
+            else:
+                y.index_add_(0, rows, (x[rows] @ down.T) @ up.T)
+        return y
+
+
+def _as_slice(rows: Tensor) -> slice | Tensor:
+    """Neighbouring rows in order as a slice, which needs no gather."""
+    first, count = int(rows[0]), rows.numel()
+    if torch.equal(rows, torch.arange(first, first + count, device=rows.device)):
+        return slice(first, first + count)
+    return rows
+
+
+def _deltas(
+    decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig
+) -> Iterable[tuple[Slot, Tensor]]:
+    slots = adapted_slots(decoder.slots, config)
+    check_names((name for slot in slots for name in weight_names(slot)), weights)
+    for slot in slots:
+        a, b = (weights[name].float() for name in weight_names(slot))
+        yield slot, config.scale * (b @ a)
+
+
+@torch.no_grad()
+def merge_into(decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    """Add the adapter to the decoder's own weights in place: W + scale * B A, summed in fp32 and rounded once."""
+    for slot, delta in _deltas(decoder, weights, config):
+        base = decoder.weight(slot.site)[slot.start : slot.stop]
+        base.copy_(base.float() + delta.to(base.device))
+
+
+@torch.no_grad()
+def merged_state(decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
+    """Every tensor of base plus adapter under its Hugging Face name; the decoder stays as it is.
+
+    Untouched tensors are views of the decoder's.
+    """
+    state = dict(decoder.export_state())
+    for slot, delta in _deltas(decoder, weights, config):
+        base = state[f"{slot.name}.weight"]
+        state[f"{slot.name}.weight"] = (base.float() + delta.to(base.device)).to(base.dtype)
+    return state

@@ -1,0 +1,198 @@
+"""Our own decoder: one block for the Llama, Mistral, Phi-3, Qwen2 and Qwen3 families, on one flat stream of tokens.
+
+Knows the frozen weights, fused into one product for q|k|v and one for gate|up, and the order of operations. Refuses to
+know documents, caches, adapters, losses and files: what a row attends to and what an adapter adds come from the caller.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
+from smedje.modeling.rope import inverse_frequencies, rotate, turns
+
+
+class Attend(Protocol):
+    """What each row attends to. q [T, Hq, D], k and v [T, Hk, D], q and k already turned; returns [T, Hq, D].
+
+    Scores are scaled by 1 / sqrt(D).
+    """
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class LowRank(Protocol):
+    """Adds an adapter's part to a linear's output: x [T, in], y [T, out] -> [T, out]. It may write into y."""
+
+    def __call__(self, site: Site, x: Tensor, y: Tensor) -> Tensor: ...
+
+
+class CausalDecoder(Protocol):
+    """What training, serving and evaluation need of a base model, ours or a fallback.
+
+    `slots`: its linears by Hugging Face name. `weight(site)`: a linear's frozen weight [out, in].
+    """
+
+    shape: DecoderShape
+    slots: tuple[Slot, ...]
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, lora: LowRank | None = None) -> Tensor: ...
+
+    def head(self, hidden: Tensor) -> Tensor: ...
+
+    def weight(self, site: Site) -> Tensor: ...
+
+    def export_state(self) -> Mapping[str, Tensor]: ...
+
+
+class _Pass(NamedTuple):
+    """What every layer of one forward pass shares."""
+
+    cos: Tensor
+    sin: Tensor
+    attend: Attend
+    lora: LowRank | None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension, computed in fp32 and rounded before the weight, as Llama does."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class Block(nn.Module):
+    """The frozen weights of one layer, uninitialised; H hidden, D head size, I intermediate."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+
+        def empty(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+
+        def empty_if(wanted: bool, *size: int) -> nn.Parameter | None:
+            return empty(*size) if wanted else None
+
+        shape, inner = config.shape, config.intermediate_size
+        hidden, heads_size = shape.hidden_size, shape.heads * shape.head_size
+        qkv_size = heads_size + 2 * shape.kv_heads * shape.head_size
+        self.input_norm = empty(hidden)
+        self.qkv = empty(qkv_size, hidden)
+        self.qkv_bias = empty_if(config.qkv_bias, qkv_size)
+        self.q_norm = empty_if(config.qk_norm, shape.head_size)
+        self.k_norm = empty_if(config.qk_norm, shape.head_size)
+        self.o = empty(hidden, heads_size)
+        self.o_bias = empty_if(config.o_bias, hidden)
+        self.post_norm = empty(hidden)
+        self.gate_up = empty(2 * inner, hidden)
+        self.gate_up_bias = empty_if(config.mlp_bias, 2 * inner)
+        self.down = empty(hidden, inner)
+        self.down_bias = empty_if(config.mlp_bias, hidden)
+
+
+class Decoder(nn.Module):
+    """A frozen causal language model over a flat token stream. Made by `load.load_decoder`; its weights start empty.
+
+    `regime`: which longrope factors this instance computes with, fixed for its life (config.rope_regime).
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        regime: RopeRegime = "short",
+    ) -> None:
+        super().__init__()
+        self.config, self.regime = config, regime
+        self.shape = config.shape
+        self.slots = linear_slots(config)
+        shape = self.shape
+        size = (shape.vocab_size, shape.hidden_size)
+        self.embedding = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config, dtype=dtype, device=device) for _ in range(shape.layers))
+        self.norm = nn.Parameter(torch.empty(size[1], dtype=dtype, device=device), requires_grad=False)
+        self.output = (
+            self.embedding
+            if config.tie_embeddings
+            else nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+        )
+        frequencies = inverse_frequencies(config.rope, regime).to(device)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, lora: LowRank | None = None) -> Tensor:
+        """Hidden states after the final norm. tokens, positions: int64 [T]; returns [T, H].
+
+        Rows are independent but for `attend`, so a document's rows come out the same beside any neighbours.
+        """
+        x = F.embedding(tokens, self.embedding)
+        cos, sin = turns(positions, self.get_buffer("frequencies"), self.config.rope.scaling, x.dtype)
+        shared = _Pass(cos, sin, attend, lora)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x = x + self._attention(layer, block, rms_norm(x, block.input_norm, self.config.norm_eps), shared)
+            x = x + self._mlp(layer, block, rms_norm(x, block.post_norm, self.config.norm_eps), lora)
+        return rms_norm(x, self.norm, self.config.norm_eps)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of chosen rows: [R, H] -> [R, V]. The widest product of a small model: call it on wanted rows only."""
+        return F.linear(hidden, self.output)
+
+    def weight(self, site: Site) -> Tensor:
+        """A fused linear's weight [out, in]; the same storage the forward pass reads."""
+        return self.blocks[site.layer].get_parameter(site.linear)
+
+    def bias(self, site: Site) -> Tensor | None:
+        """A fused linear's bias [out], or None where the family has none."""
+        bias = getattr(self.blocks[site.layer], f"{site.linear}_bias")
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+    def export_state(self) -> dict[str, Tensor]:
+        """Every tensor under its Hugging Face name, as views; q, k, v and gate, up apart where the files are."""
+        state: dict[str, Tensor] = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+        for slot in self.slots:
+            state[f"{slot.name}.weight"] = self.weight(slot.site)[slot.start : slot.stop]
+            bias = self.bias(slot.site)
+            if bias is not None:
+                state[f"{slot.name}.bias"] = bias[slot.start : slot.stop]
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            path = f"model.layers.{layer}"
+            state[f"{path}.input_layernorm.weight"] = block.input_norm
+            state[f"{path}.post_attention_layernorm.weight"] = block.post_norm
+            if block.q_norm is not None and block.k_norm is not None:
+                state[f"{path}.self_attn.q_norm.weight"] = block.q_norm
+                state[f"{path}.self_attn.k_norm.weight"] = block.k_norm
+        if not self.config.tie_embeddings:
+            state["lm_head.weight"] = self.output
+        return {name: tensor.detach() for name, tensor in state.items()}
+
+    def _attention(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
+        shape = self.shape
+        rows, turned = x.shape[0], (shape.heads + shape.kv_heads) * shape.head_size
+        qkv = _linear(Site(layer, "qkv"), x, block.qkv, block.qkv_bias, shared.lora)
+        qk, v = torch.split(qkv, [turned, shape.kv_heads * shape.head_size], dim=1)
+        qk = qk.view(rows, shape.heads + shape.kv_heads, shape.head_size)
+        if block.q_norm is not None and block.k_norm is not None:
+            q, k = torch.split(qk, [shape.heads, shape.kv_heads], dim=1)
+            eps = self.config.norm_eps
+            qk = torch.cat((rms_norm(q, block.q_norm, eps), rms_norm(k, block.k_norm, eps)), dim=1)
+        q, k = torch.split(rotate(qk, shared.cos, shared.sin), [shape.heads, shape.kv_heads], dim=1)
+        mixed = shared.attend(layer, q, k, v.view(rows, shape.kv_heads, shape.head_size))
+        return _linear(Site(layer, "o"), mixed.reshape(rows, -1), block.o, block.o_bias, shared.lora)
+
+    def _mlp(self, layer: int, block: Block, x: Tensor, lora: LowRank | None) -> Tensor:
+        gate_up = _linear(Site(layer, "gate_up"), x, block.gate_up, block.gate_up_bias, lora)
+        gate, up = gate_up.chunk(2, dim=1)
+        return _linear(Site(layer, "down"), F.silu(gate) * up, block.down, block.down_bias, lora)
+
+
+def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank | None) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return y if lora is None else lora(site, x, y)
