@@ -64,7 +64,7 @@ class TrainingDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLimits:
-    """The widest values a job on this base model may ask for. `max_tokens_per_example` is the context window or less."""
+    """The widest values a job on this base model may ask for. `max_tokens_per_example` fits the context window."""
 
     max_tokens_per_example: int
     min_learning_rate: float = 1e-7
