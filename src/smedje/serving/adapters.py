@@ -1,0 +1,87 @@
+"""Adapters in memory, by their place in object storage. Knows which are loaded, in use and longest unused; trains none.
+
+An adapter is loaded on the thread of the request that wants it, so that running completions go on meanwhile.
+"""
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from smedje.errors import NotFound
+from smedje.modeling.adapter import load_adapter
+from smedje.modeling.lora import ServedAdapter
+from smedje.modeling.transformer import CausalDecoder
+from smedje.objects.store import Objects
+
+
+class _Entry:
+    """An adapter that is, or is being, loaded. pins: requests that use it."""
+
+    def __init__(self) -> None:
+        self.loading = threading.Lock()
+        self.adapter: ServedAdapter | None = None
+        self.pins = 0
+
+
+class AdapterCache:
+    """At most `capacity` adapters, least recently used out first; one in use always stays, even above the capacity.
+
+    objects: where adapters are. folder: where those from a bucket are copied to.
+    """
+
+    def __init__(self, model: CausalDecoder, objects: Objects, *, folder: Path, capacity: int) -> None:
+        self._model = model
+        self._objects = objects
+        self._folder = folder
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def acquire(self, key: str) -> None:
+        """Load the adapter under prefix `key` unless it is loaded, and keep it until `release`. From any thread.
+
+        Raises NotFound when storage has no such adapter, InvalidRequest when it does not fit the base model.
+        """
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            entry.pins += 1
+            self._entries.move_to_end(key)
+        try:
+            with entry.loading:
+                if entry.adapter is None:
+                    entry.adapter = self._load(key)
+        except BaseException:
+            self.release(key)
+            raise
+        with self._lock:
+            self._evict()
+
+    def release(self, key: str) -> None:
+        """End one use of an acquired adapter. It stays loaded while there is room."""
+        with self._lock:
+            entry = self._entries[key]
+            entry.pins -= 1
+            if entry.pins == 0 and entry.adapter is None:
+                del self._entries[key]
+            self._evict()
+
+    def get(self, key: str) -> ServedAdapter:
+        """An acquired adapter."""
+        adapter = self._entries[key].adapter
+        assert adapter is not None, "acquire comes before get"
+        return adapter
+
+    def _load(self, key: str) -> ServedAdapter:
+        try:
+            folder = self._objects.local_folder(key, self._folder)
+        except NotFound as missing:
+            raise NotFound(f"There is no adapter {key}.", code="adapter_not_found", param="model") from missing
+        return ServedAdapter(self._model, *load_adapter(folder))
+
+    def _evict(self) -> None:
+        unused = [key for key, entry in self._entries.items() if entry.pins == 0]
+        for key in unused[: max(0, len(self._entries) - self._capacity)]:
+            del self._entries[key]

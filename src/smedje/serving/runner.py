@@ -1,0 +1,72 @@
+"""Runs the model on a step's chunks: one flat stream in, the logits of the chunks' last rows out.
+
+Knows how rows, caches and adapters meet; knows nothing of who is scheduled and which token is chosen.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from smedje.modeling.attention import cached_attention
+from smedje.modeling.lora import SegmentedLora
+from smedje.modeling.transformer import CausalDecoder
+from smedje.serving.adapters import AdapterCache
+from smedje.serving.kv_cache import KVCache
+from smedje.serving.sequence import Chunk
+
+
+class Runner:
+    """A model with its cache and adapters."""
+
+    def __init__(self, model: CausalDecoder, cache: KVCache, adapters: AdapterCache, *, device: torch.device) -> None:
+        self._model = model
+        self._cache = cache
+        self._adapters = adapters
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Write the chunks' keys and values; logits [R, V] for the R chunks that sample, in their order.
+
+        Chunks of one adapter should be neighbours: their rows are then one slice of the stream.
+        """
+        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]]
+        positions = [position for chunk in chunks for position in range(chunk.start, chunk.start + chunk.count)]
+        ends = list(accumulate(chunk.count for chunk in chunks))
+        hidden = self._model.forward(
+            torch.tensor(tokens, device=self._device),
+            torch.tensor(positions, device=self._device),
+            _CachedRows(self._cache, chunks, self._model.shape.windows),
+            self._adapted_rows(chunks, ends),
+        )
+        last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+        return self._model.head(hidden[last])
+
+    def _adapted_rows(self, chunks: Sequence[Chunk], ends: Sequence[int]) -> SegmentedLora | None:
+        rows: dict[str, list[Tensor]] = {}
+        for chunk, end in zip(chunks, ends, strict=True):
+            adapter = chunk.sequence.request.adapter
+            if adapter is not None:
+                rows.setdefault(adapter, []).append(torch.arange(end - chunk.count, end, device=self._device))
+        return SegmentedLora([(self._adapters.get(key), torch.cat(of)) for key, of in rows.items()]) if rows else None
+
+
+class _CachedRows:
+    """An Attend: each chunk's rows see their own sequence, as far as it is in the cache."""
+
+    def __init__(self, cache: KVCache, chunks: Sequence[Chunk], windows: Sequence[int | None]) -> None:
+        self._cache = cache
+        self._chunks = chunks
+        self._windows = windows
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mixed = torch.empty_like(q)
+        first = 0
+        for chunk in self._chunks:
+            rows = slice(first, first + chunk.count)
+            keys, values = self._cache.extend(chunk.sequence.id, layer, start=chunk.start, k=k[rows], v=v[rows])
+            mixed[rows] = cached_attention(q[rows], keys, values, window=self._windows[layer])
+            first += chunk.count
+        return mixed

@@ -1,0 +1,115 @@
+"""Chooses the next token from a row of logits. Knows temperature, top_p, penalties, seeds and log-probabilities.
+
+Refuses to know models and batches: a row is decided by its own logits and its own generator, so neighbours in a batch
+cannot change a draw. One uniform number is used per token, whatever the settings.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from smedje.domain.conversations import Sampling
+from smedje.serving.engine import TokenLogprob
+from smedje.serving.sequence import Sequence as TokenSequence
+
+# Below this the softmax has one survivor in fp32 anyway.
+GREEDY_BELOW = 1e-5
+# Candidates looked at before the whole vocabulary is sorted; nearly every nucleus lies within them.
+FIRST_CANDIDATES = 256
+SEED_RANGE = 2**63
+
+
+class Sampler:
+    """Owns one random generator per sequence, so that a seeded draw depends on the seed and the token's place alone."""
+
+    def __init__(self) -> None:
+        self._generators: dict[int, torch.Generator] = {}
+
+    def choose(self, sequences: Sequence[TokenSequence], logits: Tensor) -> list[int]:
+        """Next token of each sequence; logits [R, V] in the same order."""
+        greedy: list[int] = logits.argmax(dim=-1).tolist()
+        return [
+            greedy[row] if _is_plainly_greedy(sequence.request.sampling) else self._choose(sequence, logits[row])
+            for row, sequence in enumerate(sequences)
+        ]
+
+    def free(self, sequence_id: int) -> None:
+        """Forget a sequence's generator; an unknown id is no error."""
+        self._generators.pop(sequence_id, None)
+
+    def _choose(self, sequence: TokenSequence, logits: Tensor) -> int:
+        sampling = sequence.request.sampling
+        penalised = apply_penalties(logits, sampling, sequence.completion)
+        if sampling.temperature < GREEDY_BELOW:
+            return int(penalised.argmax())
+        uniform = torch.rand((), generator=self._generator(sequence), dtype=torch.float64)
+        return draw(probabilities(penalised, temperature=sampling.temperature, top_p=sampling.top_p), float(uniform))
+
+    def _generator(self, sequence: TokenSequence) -> torch.Generator:
+        generator = self._generators.get(sequence.id)
+        if generator is None:
+            generator = self._generators[sequence.id] = torch.Generator()
+            seed = sequence.request.sampling.seed
+            if seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(seed % SEED_RANGE)
+        return generator
+
+
+def _is_plainly_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature < GREEDY_BELOW and not (sampling.frequency_penalty or sampling.presence_penalty)
+
+
+def apply_penalties(logits: Tensor, sampling: Sampling, completion: Sequence[int]) -> Tensor:
+    """Logits [V] less c * frequency_penalty + presence_penalty for tokens chosen c > 0 times so far (OpenAI's rule)."""
+    if not completion or not (sampling.frequency_penalty or sampling.presence_penalty):
+        return logits
+    counts = Counter(completion)
+    tokens = torch.tensor(list(counts), device=logits.device)
+    penalties = [count * sampling.frequency_penalty + sampling.presence_penalty for count in counts.values()]
+    return logits.index_add(0, tokens, -torch.tensor(penalties, dtype=logits.dtype, device=logits.device))
+
+
+def probabilities(logits: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """Probabilities [V] in fp32: softmax(logits / temperature) over the nucleus, zero outside.
+
+    The nucleus is the smallest set of likeliest tokens whose probability reaches top_p, at least one token
+    (Holtzman et al. 2020).
+    """
+    wide = logits.float()
+    whole = torch.softmax((wide - wide.max()) / temperature, dim=0)
+    if top_p >= 1.0:
+        return whole
+    ordered, tokens = whole.topk(min(FIRST_CANDIDATES, whole.numel()))
+    if float(ordered.sum()) < top_p:
+        ordered, tokens = whole.sort(descending=True)
+    before = ordered.double().cumsum(0) - ordered
+    kept = before < top_p
+    kept[0] = True
+    nucleus = torch.zeros_like(whole)
+    nucleus[tokens[kept]] = ordered[kept] / ordered[kept].sum()
+    return nucleus
+
+
+def draw(chances: Tensor, uniform: float) -> int:
+    """The token at which the running sum of chances [V] passes uniform in [0, 1)."""
+    running = chances.double().cumsum(0)
+    token = int(torch.searchsorted(running, uniform * float(running[-1]), right=True))
+    return token if token < chances.numel() else int(chances.argmax())
+
+
+def logprobs(logits: Tensor, tokens: Sequence[int], wanted: Mapping[int, int]) -> dict[int, TokenLogprob]:
+    """Log-probabilities of chosen tokens for the rows in `wanted` (row -> how many likeliest tokens to list).
+
+    logits [R, V] as the model gave them: temperature, top_p and penalties do not show, as in OpenAI's API.
+    """
+    found: dict[int, TokenLogprob] = {}
+    for row, count in wanted.items():
+        logs = torch.log_softmax(logits[row].float(), dim=0)
+        best = logs.topk(min(count, logs.numel()))
+        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        found[row] = TokenLogprob(token=tokens[row], logprob=float(logs[tokens[row]]), top=top)
+    return found

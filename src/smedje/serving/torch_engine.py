@@ -1,0 +1,157 @@
+"""Our engine: continuous batching on our decoder, exact, base model and any adapters in one batch.
+
+Knows how requests become sequences and steps become chunks. The parts know the rest: who runs (scheduler), where keys
+and values lie (kv_cache), the forward pass (runner), the choice of a token (sampler), adapters (adapters).
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from smedje.domain.conversations import FinishReason
+from smedje.errors import Unavailable
+from smedje.modeling.transformer import CausalDecoder
+from smedje.serving.adapters import AdapterCache
+from smedje.serving.engine import Delivery, EngineStats, GenerationRequest, TokenChunk, TokenLogprob, check_request
+from smedje.serving.kv_cache import KVCache
+from smedje.serving.runner import Runner
+from smedje.serving.sampler import Sampler, logprobs
+from smedje.serving.scheduler import Scheduler
+from smedje.serving.sequence import Sequence as TokenSequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """context: longest sequence in tokens. token_capacity: places for keys and values, at least one whole context.
+
+    max_batch_tokens: rows of one step, decodes and prompt chunks together; a longer prompt is taken in pieces of this
+    size, so it bounds how long running completions wait for a newcomer. max_sequences: completions that run at once.
+    """
+
+    context: int
+    token_capacity: int
+    max_batch_tokens: int = 256
+    max_sequences: int = 32
+
+    def __post_init__(self) -> None:
+        assert self.context <= self.token_capacity, "one whole context must fit into the cache"
+        assert self.max_sequences <= self.max_batch_tokens, "every running sequence must get its row in a step"
+
+
+class TorchEngine:
+    """An Engine. `add` and `cancel` leave notes for the next step to read; the rest belongs to the step's thread."""
+
+    def __init__(self, model: CausalDecoder, adapters: AdapterCache, limits: EngineLimits) -> None:
+        weight = model.weight(model.slots[0].site)
+        self._limits = limits
+        self._vocabulary = model.shape.vocab_size
+        self._adapters = adapters
+        self._cache = KVCache(model.shape, capacity=limits.token_capacity, dtype=weight.dtype, device=weight.device)
+        self._runner = Runner(model, self._cache, adapters, device=weight.device)
+        self._sampler = Sampler()
+        self._scheduler = Scheduler(
+            self._cache, max_batch_tokens=limits.max_batch_tokens, max_sequences=limits.max_sequences
+        )
+        self._sequences: dict[int, TokenSequence] = {}
+        self._generated = 0
+        self._notes = threading.Condition()
+        self._arrived: deque[TokenSequence] = deque()
+        self._cancelled: set[int] = set()
+        self._closed = False
+
+    def add(self, request_id: int, request: GenerationRequest) -> None:
+        """See Engine.add."""
+        check_request(request, context=self._limits.context, vocabulary=self._vocabulary)
+        if request.adapter is not None:
+            self._adapters.acquire(request.adapter)
+        with self._notes:
+            if not self._closed:
+                self._arrived.append(TokenSequence(request_id, request, context=self._limits.context))
+                self._notes.notify()
+                return
+        if request.adapter is not None:
+            self._adapters.release(request.adapter)
+        raise Unavailable("The engine is stopping. Try again.", code="stopping")
+
+    def cancel(self, request_id: int) -> None:
+        """See Engine.cancel."""
+        with self._notes:
+            self._cancelled.add(request_id)
+            self._notes.notify()
+
+    def wait(self) -> bool:
+        """See Engine.wait."""
+        with self._notes:
+            self._notes.wait_for(lambda: self._closed or self._arrived or self._cancelled or self._scheduler.busy)
+            return not self._closed
+
+    def step(self) -> list[Delivery]:
+        """See Engine.step."""
+        self._read_notes()
+        chunks = sorted(self._scheduler.plan(), key=lambda chunk: chunk.sequence.request.adapter or "")
+        if not chunks:
+            return []
+        logits = self._runner.run(chunks)
+        for chunk in chunks:
+            chunk.sequence.computed += chunk.count
+        return self._take_tokens([chunk.sequence for chunk in chunks if not chunk.sequence.pending], logits)
+
+    def stats(self) -> EngineStats:
+        """See Engine.stats."""
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting) + len(self._arrived),
+            cached_tokens=self._cache.held,
+            token_capacity=self._cache.capacity,
+            adapters=len(self._adapters),
+            generated_tokens=self._generated,
+        )
+
+    def close(self) -> None:
+        """See Engine.close."""
+        with self._notes:
+            self._closed = True
+            self._notes.notify()
+
+    def _read_notes(self) -> None:
+        with self._notes:
+            arrived, cancelled = list(self._arrived), self._cancelled
+            self._arrived.clear()
+            self._cancelled = set()
+        for sequence in arrived:
+            self._sequences[sequence.id] = sequence
+            self._scheduler.add(sequence)
+        for sequence_id in cancelled & self._sequences.keys():
+            self._forget(self._sequences[sequence_id])
+
+    def _take_tokens(self, sequences: Sequence[TokenSequence], logits: Tensor) -> list[Delivery]:
+        tokens = self._sampler.choose(sequences, logits)
+        self._generated += len(tokens)
+        asked = [sequence.request.sampling.top_logprobs for sequence in sequences]
+        known = logprobs(logits, tokens, {row: count for row, count in enumerate(asked) if count is not None})
+        deliveries = []
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            finish = sequence.append(token)
+            deliveries.append(Delivery(request_id=sequence.id, chunk=_chunk(sequence, token, finish, known.get(row))))
+            if finish is not None:
+                self._forget(sequence)
+        return deliveries
+
+    def _forget(self, sequence: TokenSequence) -> None:
+        self._scheduler.remove(sequence)
+        self._sampler.free(sequence.id)
+        if sequence.request.adapter is not None:
+            self._adapters.release(sequence.request.adapter)
+        del self._sequences[sequence.id]
+
+
+def _chunk(
+    sequence: TokenSequence, token: int, finish: FinishReason | None, logprob: TokenLogprob | None
+) -> TokenChunk:
+    usage = None if finish is None else sequence.usage()
+    if finish is FinishReason.STOP:
+        return TokenChunk(finish=finish, stop_token=token, usage=usage)
+    return TokenChunk(tokens=(token,), logprobs=None if logprob is None else (logprob,), finish=finish, usage=usage)
