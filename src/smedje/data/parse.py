@@ -1,0 +1,190 @@
+"""Bytes of a chat data file to examples with their line numbers. Knows JSON and the chat format; knows no tokens."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import msgspec
+
+from smedje.data.lines import LONGEST_LINE, Line, read_lines
+from smedje.data.problems import Problem
+from smedje.data.rules import check_example
+from smedje.errors import InvalidData
+
+_DECODER = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message. content: its text, text parts joined, None when there are only calls. weight: None counts as 1."""
+
+    role: str
+    content: str | None = None
+    name: str | None = None
+    weight: float | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message in OpenAI's form, with only the keys that say something."""
+        body: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            body["tool_calls"] = list(self.tool_calls)
+        for key, value in (("name", self.name), ("weight", self.weight), ("tool_call_id", self.tool_call_id)):
+            if value is not None:
+                body[key] = value
+        return body
+
+
+@dataclass(frozen=True)
+class ChatExample:
+    """One checked line of a chat data file. line: 1-based. tools: OpenAI-shaped function tools."""
+
+    line: int
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    parallel_tool_calls: bool | None = None
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """The messages in OpenAI's form, for a chat template."""
+        return [message.to_dict() for message in self.messages]
+
+
+@dataclass(frozen=True)
+class ParsedLine:
+    """What a line turned out to be. example is None when a problem is an error."""
+
+    line: int
+    example: ChatExample | None
+    problems: tuple[Problem, ...]
+
+
+def parse_line(raw: bytes, line: int) -> ParsedLine:
+    """The example of one line with all problems of the line.
+
+    raw: the line's bytes without its line end. line: its 1-based number, for the problems.
+    """
+    decoded = _decode(raw, line)
+    if isinstance(decoded, Problem):
+        return ParsedLine(line, None, (decoded,))
+    problems = tuple(check_example(decoded.value, line))
+    if any(problem.severity == "error" for problem in problems):
+        return ParsedLine(line, None, problems)
+    return ParsedLine(line, _to_example(decoded.value, line), problems)
+
+
+def parse_lines(source: Path | BinaryIO) -> Iterator[ParsedLine]:
+    """Every line of a file with its example or its problems. Blank lines between others are a warning."""
+    for line in read_lines(source):
+        yield _parse_any(line)
+
+
+def read_examples(source: Path | BinaryIO) -> Iterator[ChatExample]:
+    """The examples of a file that has been checked. Raises InvalidData at the first line that is not one."""
+    for parsed in parse_lines(source):
+        if parsed.example is not None:
+            yield parsed.example
+        errors = [problem for problem in parsed.problems if problem.severity == "error"]
+        if errors:
+            shown = [
+                {"line": p.line, "path": p.path, "code": p.code, "message": p.message, "remedy": p.remedy}
+                for p in errors
+            ]
+            raise InvalidData(f"Line {parsed.line}: {errors[0].message} {errors[0].remedy}", problems=shown)
+
+
+def _parse_any(line: Line) -> ParsedLine:
+    if line.raw is None:
+        problem = Problem(
+            line.number,
+            "$",
+            "line_too_large",
+            "error",
+            f"The line is longer than {LONGEST_LINE // 2**20} MiB.",
+            "Write one example a line, each with its own line end.",
+        )
+        return ParsedLine(line.number, None, (problem,))
+    if line.blank:
+        blank = Problem(line.number, "$", "blank_line", "warning", "The line is blank.", "Remove it.")
+        return ParsedLine(line.number, None, (blank,))
+    return parse_line(line.raw, line.number)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    value: Any
+
+
+def _decode(raw: bytes, line: int) -> _Decoded | Problem:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        utf_16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return Problem(
+            line,
+            "$",
+            "invalid_utf8",
+            "error",
+            "The file is UTF-16." if utf_16 else f"Byte {error.start + 1} is not UTF-8 (0x{raw[error.start]:02x}).",
+            "Save the file as UTF-8.",
+        )
+    if "\x00" in text:
+        message = f"The line holds a NUL byte at column {text.index(chr(0)) + 1}."
+        return Problem(line, "$", "nul_character", "error", message, "Export the file again; it was cut or is UTF-16.")
+    try:
+        return _Decoded(_DECODER.decode(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _json_problem(text, raw, line, str(error))
+    except RecursionError:
+        return Problem(line, "$", "invalid_json", "error", "The JSON is nested too deeply.", "Flatten it.")
+
+
+def _json_problem(text: str, raw: bytes, line: int, reason: str) -> Problem:
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        found = re.search(r"\(byte (\d+)\)", reason)
+        column = len(raw[: int(found[1])].decode("utf-8", "ignore")) + 1 if found else len(text) + 1
+        cause = reason.split(" (byte")[0].removeprefix("JSON is malformed: ")
+        cause = "the line ends too early" if cause == "Input data was truncated" else cause
+        message = f"Not valid JSON at column {column}: {cause}."
+        remedy = "Write one complete JSON object on the line, with double quotes and no trailing comma."
+        return Problem(line, "$", "invalid_json", "error", message, remedy)
+    # What Python's lenient reader takes and the strict one does not, without NaN, is half a surrogate pair.
+    place = re.search(r"\\u[dD][89a-fA-F]", text)
+    message = f"Column {place.start() + 1 if place else 1} holds half a surrogate pair, which is no character."
+    return Problem(line, "$", "lone_surrogate", "error", message, "Export the text again without cutting characters.")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _to_example(value: Mapping[str, Any], line: int) -> ChatExample:
+    tools = value.get("tools") or [{"type": "function", "function": old} for old in value.get("functions") or ()]
+    return ChatExample(
+        line=line,
+        messages=tuple(_to_message(message) for message in value["messages"]),
+        tools=tuple(tools),
+        parallel_tool_calls=value.get("parallel_tool_calls"),
+    )
+
+
+def _to_message(message: Mapping[str, Any]) -> Message:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    calls = tuple(message.get("tool_calls") or ())
+    if not calls and message.get("function_call"):
+        calls = ({"type": "function", "function": message["function_call"]},)
+    return Message(
+        role=message["role"],
+        content=message.get("refusal") if content is None else content,
+        name=message.get("name"),
+        weight=message.get("weight"),
+        tool_calls=calls,
+        tool_call_id=message.get("tool_call_id"),
+    )
