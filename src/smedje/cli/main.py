@@ -1,0 +1,86 @@
+"""The command line's root: puts the commands together, turns every failure into a line and an exit code.
+
+Knows the nouns' names; knows nothing of what they do. Only the standard library and typer are imported before a
+command runs.
+"""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from smedje import __version__
+from smedje.cli import chat, data, demo, deployments, doctor, exits, files, jobs, models, serve
+from smedje.errors import SmedjeError
+
+app = typer.Typer(
+    name="smedje",
+    help="The fine-tuning foundry you run yourself.",
+    epilog="Every command takes --help. Start with: smedje doctor, smedje demo, smedje serve.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+)
+app.command("serve")(serve.serve)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.command("chat")(chat.chat)
+app.add_typer(models.app, name="models")
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(deployments.app, name="deployments")
+app.add_typer(data.app, name="data")
+
+
+@app.callback()
+def root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """The fine-tuning foundry you run yourself."""
+    if version:
+        print(f"smedje {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(exits.USAGE)
+
+
+def main() -> None:
+    """The `smedje` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; its exit code. Writes at most two lines to standard error when it fails."""
+    try:
+        code = app(args=list(argv), prog_name="smedje", standalone_mode=False)
+    except typer.TyperException as error:
+        return _usage(error)
+    except SmedjeError as error:
+        print("\n".join(exits.error_lines(error)), file=sys.stderr)
+        return exits.exit_code(error)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return exits.INTERRUPTED
+    except Exception as error:
+        return _unexpected(error)
+    return code if isinstance(code, int) else exits.OK
+
+
+def _usage(error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "smedje"
+    print(f"error: {error.format_message()}\nfix: see `{path} --help`", file=sys.stderr)
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> int:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="smedje-error-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    text = " ".join(str(error).split())[:200]
+    print(f"error: unexpected {type(error).__name__}: {text}", file=sys.stderr)
+    print(f"fix: this is a fault in smedje; please report it with {Path(file.name)}", file=sys.stderr)
+    return exits.FAILED
