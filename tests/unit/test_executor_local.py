@@ -13,7 +13,8 @@ import pytest
 from contract.executor_suite import WAIT, ExecutorSuite, within
 from smedje.errors import Unavailable
 from smedje.executors.base import Executor, worker_environment
-from smedje.executors.local import LocalExecutor, start_mark
+from smedje.executors.local import LocalExecutor
+from smedje.objects.identity import start_mark
 
 
 class TestLocalExecutor(ExecutorSuite):
@@ -31,6 +32,11 @@ class TestLocalExecutor(ExecutorSuite):
         assert not executor.alive(stranger)
         executor.stop(stranger, grace_seconds=0)
         assert executor.alive(handle)
+
+    def test_a_worker_that_was_never_seen_is_not_alive(self, executor: Executor) -> None:
+        """A handle without a process, as of a run whose start was cut off, is dead and can be stopped."""
+        assert not executor.alive({"memory_bytes": 5})
+        executor.stop({"memory_bytes": 5}, grace_seconds=0)
 
     def test_ended_workers_leave_no_zombies(self, executor: Executor, workers: Any) -> None:
         """A worker that ended is reaped without anybody asking about it."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from smedje.domain.runs import Control, Outcome, RunEvent, RunResult
 from smedje.errors import Conflict, NotFound
+from smedje.executors.local import LocalExecutor
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects, open_objects
 
@@ -130,7 +131,19 @@ def test_a_heartbeat_is_replaced(objects: Objects) -> None:
     assert folder.read_heartbeat() is None
     folder.heartbeat({"at": 1.5, "step": 1})
     folder.heartbeat({"at": 2.5, "step": 2})
-    assert folder.read_heartbeat() == {"at": 2.5, "step": 2}
+    pulse = folder.read_heartbeat()
+    assert pulse is not None
+    assert (pulse["at"], pulse["step"]) == (2.5, 2)
+
+
+def test_a_heartbeat_says_which_process_it_is(objects: Objects) -> None:
+    """A server that never learnt the handle of a worker finds it by its heartbeat."""
+    folder = RunFolder(objects, "run-1")
+    folder.heartbeat({"at": 1.5})
+    pulse = folder.read_heartbeat()
+    assert pulse is not None
+    assert LocalExecutor().alive(pulse)
+    assert not LocalExecutor().alive({**pulse, "started": "another boot:1"})
 
 
 def test_a_cancel_outranks_a_pause(objects: Objects) -> None:

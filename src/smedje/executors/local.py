@@ -18,14 +18,17 @@ import psutil
 
 from smedje.errors import Unavailable
 from smedje.executors.base import OURS
+from smedje.objects.identity import same_boot, start_mark
 
-PROC = Path("/proc")
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
 
 class LocalExecutor:
-    """Implements `Executor`. Handle: {"pid": number, "started": mark}."""
+    """Implements `Executor`. Handle: {"pid": number, "started": mark}, as a worker's heartbeat has them too.
+
+    A handle without them stands for a worker that was never seen: not alive, nothing to stop.
+    """
 
     name = "local"
 
@@ -74,24 +77,9 @@ class LocalExecutor:
                 raise Unavailable(f"Processes {numbers} cannot be ended; the system holds them.", code="worker_stuck")
 
 
-def start_mark(pid: int) -> str | None:
-    """When a process started, as text that no other process with the same number ever has; None when there is none.
-
-    Linux: the boot's id and clock ticks since boot, which stay the same when the wall clock is set. Elsewhere: time.
-    """
-    try:
-        if PROC.joinpath("self/stat").exists():
-            # Fields after the command, which is in parentheses and may hold spaces: the 20th is the start (proc(5)).
-            ticks = PROC.joinpath(str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-            return f"{PROC.joinpath('sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
-        return f"{psutil.Process(pid).create_time():.2f}"
-    except (OSError, psutil.Error, IndexError):
-        return None
-
-
 def _leader(handle: Mapping[str, Any]) -> psutil.Process | None:
-    pid = int(handle["pid"])
-    if handle["started"] is None or start_mark(pid) != handle["started"]:
+    pid, started = handle.get("pid"), handle.get("started")
+    if not isinstance(pid, int) or started is None or start_mark(pid) != started:
         return None
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -101,22 +89,25 @@ def _leader(handle: Mapping[str, Any]) -> psutil.Process | None:
 
 
 def _members(handle: Mapping[str, Any]) -> list[psutil.Process]:
-    """The worker, its descendants, and whoever else is in its process group."""
+    """The worker, its descendants, and whoever else is in its process group. None for a handle without a process."""
+    pid, started = handle.get("pid"), handle.get("started")
+    if not isinstance(pid, int) or not isinstance(started, str):
+        return []
     leader = _leader(handle)
     found: set[psutil.Process] = set()
     if leader is not None:
         with contextlib.suppress(psutil.Error):
             found.update([leader, *leader.children(recursive=True)])
-    if hasattr(os, "getpgid"):
-        pid = int(handle["pid"])
-        # While a group has members the system gives its number to no new process. So if no other process has the
-        # number now, the group is still the one that the worker led.
-        if leader is not None or start_mark(pid) in (None, handle["started"]):
-            found.update(process for process in psutil.process_iter() if _in_session(process.pid, pid))
+    # While a group has members the system gives its number to no new process. So if no other process has the number
+    # now, the group is still the one that the worker led.
+    if same_boot(started) and start_mark(pid) in (None, started):
+        found.update(process for process in psutil.process_iter() if _in_session(process.pid, pid))
     return [process for process in found if _running(process)]
 
 
 def _in_session(pid: int, leader: int) -> bool:
+    if not hasattr(os, "getpgid"):
+        return False
     try:
         return os.getpgid(pid) == leader and os.getsid(pid) == leader
     except OSError:

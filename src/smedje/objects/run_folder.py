@@ -12,6 +12,7 @@ Knows names and JSON; knows nothing of what a spec asks or of files inside a che
 or not at all, so a reader needs no lock. One worker process writes a run's events.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 
 from smedje.domain.runs import Control, RunEvent, RunResult
 from smedje.errors import Conflict, NotFound
+from smedje.objects.identity import start_mark
 from smedje.objects.store import Objects
 
 EVENT_OBJECTS_PER_READ = 256
@@ -32,6 +34,7 @@ class RunFolder:
         self.run_id = run_id
         self._root = f"runs/{run_id}"
         self._next_event: int | None = None
+        self._started = start_mark(os.getpid())
 
     def write_spec(self, spec: bytes) -> None:
         """Store what the run has to do. The bytes are the training or evaluation package's own JSON."""
@@ -68,8 +71,13 @@ class RunFolder:
         return events, f"{_event_number(found[-1].key):010d}" if found else after
 
     def heartbeat(self, data: Mapping[str, Any]) -> None:
-        """Say that the worker lives. data: small JSON, such as step, pid and time."""
-        self.objects.put(f"{self._root}/heartbeat.json", msgspec.json.encode(data))
+        """Say that the worker lives, and which process it is. data: small JSON, such as step and time.
+
+        `pid` and `started` are added, as in a local executor's handle, so that a server that never learnt the handle
+        finds the worker by its heartbeat.
+        """
+        pulse = {**data, "pid": os.getpid(), "started": self._started}
+        self.objects.put(f"{self._root}/heartbeat.json", msgspec.json.encode(pulse))
 
     def read_heartbeat(self) -> dict[str, Any] | None:
         """The last heartbeat, or None before the first."""
@@ -106,7 +114,11 @@ class RunFolder:
 
     def state_prefix(self, step: int) -> str:
         """Where what resuming after `step` optimizer steps needs lives."""
-        return f"{self._root}/state/{step:010d}"
+        return f"{self.state_root()}/{step:010d}"
+
+    def state_root(self) -> str:
+        """The prefix of all saved states of the run."""
+        return f"{self._root}/state"
 
     def delete(self) -> None:
         """Remove the whole folder, checkpoints included."""
