@@ -103,7 +103,7 @@ def _lora(ctx: Context, options: TrainingOptions, adapter_key: str | None, defau
     """The adapter's shape: what was asked, else that of the adapter to continue, else the base model's default."""
     rank, alpha = defaults.lora_rank, float(defaults.lora_alpha)
     if adapter_key is not None:
-        config = msgspec.json.decode(ctx.objects.get(adapter_key + "adapter_config.json"))
+        config = msgspec.json.decode(ctx.objects.get(f"{adapter_key}/adapter_config.json"))
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
     return LoraSpec(
         rank=options.lora_rank or rank,

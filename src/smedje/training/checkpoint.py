@@ -5,17 +5,14 @@ a folder without a manifest, or whose digests do not match it, does not exist as
 """
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 import safetensors.torch
 import torch
 
 from smedje.errors import NotFound
-from smedje.modeling.adapter import save_adapter
-from smedje.modeling.lora import TrainableLora
+from smedje.modeling.adapter import adapter_files
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.loop import State
@@ -36,8 +33,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
     for name, content in files.items():
-        objects.put(prefix + name, content)
-    objects.put(prefix + MANIFEST, msgspec.json.encode(manifest))
+        objects.put(f"{prefix}/{name}", content)
+    objects.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(manifest))
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -61,7 +58,7 @@ def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
 def saved_steps(objects: Objects, folder: RunFolder) -> list[int]:
     """Steps whose state is complete, oldest first."""
     steps = set()
-    for info in objects.list(folder.state_root()):
+    for info in objects.list(f"runs/{folder.run_id}/state"):
         if info.key.endswith("/" + MANIFEST):
             steps.add(msgspec.json.decode(objects.get(info.key), type=Manifest).step)
     return sorted(steps)
@@ -73,8 +70,8 @@ def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> 
     Raises NotFound when the folder is incomplete or a digest does not match its manifest.
     """
     prefix = folder.state_prefix(step)
-    manifest = msgspec.json.decode(objects.get(prefix + MANIFEST), type=Manifest)
-    raw = objects.get(prefix + STATE_FILE)
+    manifest = msgspec.json.decode(objects.get(f"{prefix}/{MANIFEST}"), type=Manifest)
+    raw = objects.get(f"{prefix}/{STATE_FILE}")
     if hashlib.sha256(raw).hexdigest() != manifest.files[STATE_FILE]:
         raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
     tensors = safetensors.torch.load(raw)
@@ -106,17 +103,9 @@ def save_checkpoint(
 ) -> str:
     """Publish the adapter of `state.step` in PEFT's format; returns its object-storage prefix."""
     prefix = folder.checkpoint_prefix(state.step)
-    with tempfile.TemporaryDirectory(prefix="smedje-checkpoint-") as scratch:
-        place = Path(scratch)
-        save_adapter(place, adapter_weights(state.lora), state.lora.config, base_model)
-        files = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+    files = adapter_files(state.lora.weights(), state.lora.config, base_model)
     manifest = Manifest(
         step=state.step, trained_tokens=state.trained_tokens, files=_digests(files), metrics=dict(metrics)
     )
     _publish(objects, prefix, files, manifest)
     return prefix
-
-
-def adapter_weights(lora: TrainableLora) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under PEFT's names."""
-    return lora.weights()

@@ -14,7 +14,8 @@ import torch
 from smedje.data.batches import epoch_order, flat_batch, micro_batches
 from smedje.data.encode import EncodedDataset
 from smedje.modeling.lora import TrainableLora
-from smedje.training.objectives import Network, Sums, supervised, to_tensors
+from smedje.modeling.transformer import CausalDecoder
+from smedje.training.objectives import Sums, supervised, to_tensors
 from smedje.training.optimizer import rate_at, set_rate
 from smedje.training.resolve import Plan
 
@@ -46,7 +47,7 @@ class Job:
 class State:
     """What changes: the adapter, the optimizer, and how far they have come. trained_tokens: all tokens of rows seen."""
 
-    decoder: Network
+    decoder: CausalDecoder
     lora: TrainableLora
     optimizer: torch.optim.AdamW
     step: int = 0
@@ -98,7 +99,7 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
     rate = rate_at(state.step, job.plan)
     set_rate(state.optimizer, rate)
     state.lora.train()
-    state.lora.seed_dropout(job.seed * 1_000_003 + state.step)
+    state.lora.set_rng_state(_dropout_stream(job, state.step))
     state.optimizer.zero_grad(set_to_none=True)
     sums = [_backward(job, state, part) for part in _parts(job, job.training, chosen)]
     weight = sum(s.weight for s in sums)
@@ -108,7 +109,7 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
         parameter.grad.div_(weight)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.max_grad_norm, foreach=False))
     state.optimizer.step()
-    tokens = sum(len(job.training.dataset.example(i)[0]) for i in chosen)
+    tokens = sum(job.training.dataset.length(i) for i in chosen)
     state.step += 1
     state.trained_tokens += tokens
     loss, accuracy = _means(sums)
@@ -125,9 +126,14 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
     )
 
 
+def _dropout_stream(job: Job, step: int) -> torch.Tensor:
+    """The random state that a step's dropout masks are drawn from: a function of seed and step alone."""
+    return torch.Generator(device=job.device).manual_seed(job.seed * 1_000_003 + step).get_state()
+
+
 def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
     """The chosen rows in groups that each fit one flat stream."""
-    lengths = [len(rows.dataset.example(i)[0]) for i in chosen]
+    lengths = [rows.dataset.length(i) for i in chosen]
     for group in micro_batches(lengths, token_budget=job.micro_batch_tokens):
         yield [chosen[i] for i in group]
 

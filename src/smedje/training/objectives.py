@@ -5,26 +5,13 @@ Letters: T rows of a flat stream, R labelled rows, H hidden size, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from smedje.data.batches import FlatBatch
 from smedje.modeling.attention import DocumentAttention
-from smedje.modeling.lora import TrainableLora
-
-
-class Network(Protocol):
-    """What an objective needs of a model: hidden rows for a flat stream, and logits for chosen rows."""
-
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: DocumentAttention, lora: TrainableLora) -> Tensor:
-        """Hidden rows [T, H]."""
-        ...
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [R, V] of hidden rows [R, H]."""
-        ...
+from smedje.modeling.transformer import CausalDecoder, LowRank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +42,19 @@ class Sums:
 def to_tensors(batch: FlatBatch, device: str) -> TensorBatch:
     """The batch as tensors on `device`."""
     return TensorBatch(
-        tokens=torch.tensor(batch.tokens, dtype=torch.int64, device=device),
-        positions=torch.tensor(batch.positions, dtype=torch.int64, device=device),
+        tokens=torch.frombuffer(batch.tokens, dtype=torch.int64).to(device),
+        positions=torch.frombuffer(batch.positions, dtype=torch.int64).to(device),
         lengths=tuple(batch.lengths),
-        target_rows=torch.tensor(batch.target_rows, dtype=torch.int64, device=device),
-        targets=torch.tensor(batch.targets, dtype=torch.int64, device=device),
-        weights=torch.tensor(batch.target_weights, dtype=torch.float32, device=device),
+        target_rows=torch.frombuffer(batch.target_rows, dtype=torch.int64).to(device),
+        targets=torch.frombuffer(batch.targets, dtype=torch.int64).to(device),
+        weights=torch.frombuffer(batch.target_weights, dtype=torch.float32).to(device),
     )
 
 
-def supervised(decoder: Network, lora: TrainableLora, batch: TensorBatch) -> Sums:
+def supervised(decoder: CausalDecoder, lora: LowRank, batch: TensorBatch) -> Sums:
     """Cross-entropy on labelled rows only; the head never sees the others."""
-    hidden = decoder(batch.tokens, batch.positions, DocumentAttention(batch.lengths), lora)
+    attend = DocumentAttention(batch.lengths, decoder.shape.windows)
+    hidden = decoder.forward(batch.tokens, batch.positions, attend, lora)
     logits = decoder.head(hidden.index_select(0, batch.target_rows)).float()
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
     with torch.no_grad():

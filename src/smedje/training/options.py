@@ -52,7 +52,7 @@ def parse_options(given: Mapping[str, Any] | None) -> TrainingOptions:
         if "unknown field" in text:
             name = text.split("`")[1]
             text = f"Unknown option {name!r} in `smedje`"
-        elif name in (given or {}):
+        elif name is not None and name in (given or {}):
             text = f"Option {name!r} in `smedje` is {dict(given or {})[name]!r}: {text.split(' - at')[0]}"
         raise InvalidRequest(
             f"{text}. Known options: {known}.",

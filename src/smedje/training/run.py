@@ -17,8 +17,9 @@ from smedje.data.split import split_rows
 from smedje.domain.runs import RunEvent
 from smedje.errors import InvalidRequest
 from smedje.modeling.adapter import load_adapter
+from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
-from smedje.modeling.lora import AdapterConfig, TrainableLora, all_linear_targets
+from smedje.modeling.lora import AdapterConfig, TrainableLora
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.checkpoint import load_latest_state
@@ -73,7 +74,9 @@ def load_rows(
         return Rows(dataset=dataset, indices=everything), Rows(dataset=held_out, indices=range(len(held_out)))
     if spec.data.validation_fraction == 0:
         return Rows(dataset=dataset, indices=everything), None
-    chosen, held = split_rows(len(dataset), seed=spec.seed, validation_fraction=spec.data.validation_fraction)
+    chosen, held = split_rows(
+        len(dataset), seed=spec.seed, validation_fraction=spec.data.validation_fraction, groups=dataset.groups
+    )
     return Rows(dataset=dataset, indices=chosen), Rows(dataset=dataset, indices=held) if held else None
 
 
@@ -84,11 +87,11 @@ def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path
         rank=spec.lora.rank,
         alpha=spec.lora.alpha,
         dropout=spec.lora.dropout,
-        targets=all_linear_targets(decoder),
+        targets=targets_of(decoder.slots),
     )
     weights = None
     if spec.initial_adapter is not None:
-        weights, given = load_adapter(local_adapter(objects, spec.initial_adapter, cache))
+        weights, given = load_adapter(objects.local_folder(spec.initial_adapter, cache))
         if (given.rank, given.alpha) != (config.rank, config.alpha):
             raise InvalidRequest(
                 f"The model to continue from has rank {given.rank} and alpha {given.alpha:g}; this job asks for rank "
@@ -96,23 +99,10 @@ def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path
                 code="adapter_mismatch",
                 param="smedje.lora_rank",
             )
-    lora = TrainableLora(decoder, config, seed=spec.seed, device=spec.device)
+    lora = TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(spec.seed), device=spec.device)
     if weights is not None:
         lora.load_weights(weights)
     return State(decoder=decoder, lora=lora, optimizer=make_optimizer(lora.parameters(), spec.optimizer))
-
-
-def local_adapter(objects: Objects, prefix: str, cache: Path) -> Path:
-    """A folder on this disk with the adapter under `prefix`."""
-    config = objects.local_path(prefix + "adapter_config.json", cache)
-    weights = objects.local_path(prefix + "adapter_model.safetensors", cache)
-    if config.parent == weights.parent and config.name == "adapter_config.json":
-        return config.parent
-    folder = cache / prefix.replace("/", "_")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_bytes(config.read_bytes())
-    (folder / "adapter_model.safetensors").write_bytes(weights.read_bytes())
-    return folder
 
 
 def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: float) -> RunEvent:

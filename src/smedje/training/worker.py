@@ -14,8 +14,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from smedje.domain.runs import Control, Outcome, RunEvent, RunResult
 from smedje.errors import SmedjeError
 from smedje.objects.run_folder import RunFolder
@@ -50,9 +48,8 @@ class Reporter:
 
 def beat(folder: RunFolder, stop: threading.Event) -> None:
     """Say every two seconds that this process lives, and which process it is, so that a restarted server finds it."""
-    me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
     while True:
-        folder.heartbeat({**me, "at": time.time()})
+        folder.heartbeat({"pid": os.getpid(), "at": time.time()})
         if stop.wait(HEARTBEAT_SECONDS):
             return
 
