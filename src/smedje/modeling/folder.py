@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smedje.domain.catalog import check_base_name
-from smedje.errors import InvalidRequest, NotFound
+from smedje.errors import InvalidRequest, NotFound, OutOfStorage
 
 MANIFEST = "smedje.json"
 
@@ -118,11 +118,41 @@ def installed_models(home: Path) -> tuple[ModelManifest, ...]:
     return tuple(read_manifest(f) for f in folders)
 
 
+def partial_folder(home: Path, name: str) -> Path:
+    """Where a pull of this model works; it stays after a pull that was cut off, so that the next one can go on."""
+    return models_home(home) / f".partial-{check_base_name(name)}"
+
+
 def remove_model(home: Path, name: str) -> None:
-    """Delete an installed model. The manifest goes first, so a half-deleted model is never taken for a whole one."""
+    """Delete an installed model, and what a pull of it that was cut off has left.
+
+    The manifest goes first, so a half-deleted model is never taken for a whole one. Raises NotFound for nothing.
+    """
+    partial = partial_folder(home, name)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+        if not is_complete(model_folder(home, name)):
+            return
     folder = installed_folder(home, name)
     (folder / MANIFEST).unlink()
     shutil.rmtree(folder)
+
+
+def check_room(folder: Path, *, name: str, needed: int) -> None:
+    """Raises OutOfStorage when the disk that holds `folder` has fewer than `needed` bytes and a margin of 2 % free."""
+    if shutil.disk_usage(folder).free < needed * 1.02:
+        raise no_room(folder, name=name, needed=needed)
+
+
+def no_room(folder: Path, *, name: str, needed: int = 0) -> OutOfStorage:
+    """The error for a model that the disk of `folder` has no room for. needed: bytes, 0 when not known."""
+    free = shutil.disk_usage(folder).free
+    wants = f"needs {needed / 1e9:.1f} GB and " if needed else ""
+    return OutOfStorage(
+        f"{name} {wants}does not fit: {folder} has {free / 1e9:.1f} GB free. Free some space, or move the state folder "
+        "by setting SMEDJE_HOME.",
+        code="disk_full",
+    )
 
 
 def file_sha256(path: Path, *, sync: bool = False) -> str:

