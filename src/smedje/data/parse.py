@@ -15,6 +15,11 @@ from smedje.data.rules import check_example
 from smedje.errors import InvalidData
 
 _DECODER = msgspec.json.Decoder()
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# An escaped backslash, a whole pair, or (as group 1) half of one.
+_ESCAPED_SURROGATE = re.compile(
+    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 
 
 @dataclass(frozen=True)
@@ -137,26 +142,34 @@ def _decode(raw: bytes, line: int) -> _Decoded | Problem:
     try:
         return _Decoded(_DECODER.decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return _json_problem(text, raw, line, str(error))
+        return _json_problem(text, line, str(error))
     except RecursionError:
-        return Problem(line, "$", "invalid_json", "error", "The JSON is nested too deeply.", "Flatten it.")
+        return _not_json(line, "it is nested too deeply")
 
 
-def _json_problem(text: str, raw: bytes, line: int, reason: str) -> Problem:
+def _json_problem(text: str, line: int, reason: str) -> Problem:
+    """What is wrong in `text`, which the strict reader refused: the standard library's reader tells it better."""
     try:
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        found = re.search(r"\(byte (\d+)\)", reason)
-        column = len(raw[: int(found[1])].decode("utf-8", "ignore")) + 1 if found else len(text) + 1
-        cause = reason.split(" (byte")[0].removeprefix("JSON is malformed: ")
-        cause = "the line ends too early" if cause == "Input data was truncated" else cause
-        message = f"Not valid JSON at column {column}: {cause}."
-        remedy = "Write one complete JSON object on the line, with double quotes and no trailing comma."
-        return Problem(line, "$", "invalid_json", "error", message, remedy)
-    # What Python's lenient reader takes and the strict one does not, without NaN, is half a surrogate pair.
-    place = re.search(r"\\u[dD][89a-fA-F]", text)
-    message = f"Column {place.start() + 1 if place else 1} holds half a surrogate pair, which is no character."
+        value = json.loads(text, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        early = error.pos >= len(text.rstrip())
+        return _not_json(line, "the line ends too early" if early else error.msg, column=error.pos + 1)
+    except ValueError as error:
+        place = text.find(str(error))
+        return _not_json(line, f"{error} is not a JSON value", column=place + 1 if place >= 0 else None)
+    except RecursionError:
+        return _not_json(line, "it is nested too deeply")
+    if not _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        return _not_json(line, reason)
+    place = next((found.start() for found in _ESCAPED_SURROGATE.finditer(text) if found[1]), 0)
+    message = f"Column {place + 1} holds half a surrogate pair, which is no character."
     return Problem(line, "$", "lone_surrogate", "error", message, "Export the text again without cutting characters.")
+
+
+def _not_json(line: int, cause: str, *, column: int | None = None) -> Problem:
+    where = "" if column is None else f" at column {column}"
+    remedy = "Write one complete JSON object on the line, with double quotes and no trailing comma."
+    return Problem(line, "$", "invalid_json", "error", f"Not valid JSON{where}: {cause}.", remedy)
 
 
 def _refuse(constant: str) -> NoReturn:
