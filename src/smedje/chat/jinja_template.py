@@ -53,6 +53,7 @@ class ChatTemplate:
     source: the Jinja text. variables: `bos_token`, `eos_token` and their like.
     knows_system: a leading system message reaches the text (Gemma 2 raises, the first Phi-3 template drops it).
     knows_developer: the source mentions the developer role. knows_tools: a tool's name reaches the text.
+    knows_calls: so does the name of a tool that an assistant message calls.
     end_of_turn: what stands right after an answer in the middle of a conversation, or "" when that could not be found.
     """
 
@@ -61,6 +62,7 @@ class ChatTemplate:
     knows_system: bool
     knows_developer: bool
     knows_tools: bool
+    knows_calls: bool
     end_of_turn: str
     program: jinja2.Template = field(repr=False, compare=False)
 
@@ -103,6 +105,7 @@ def compile_chat_template(source: str, *, variables: Mapping[str, str], today: d
         knows_system=_knows_system(program, variables),
         knows_developer="developer" in source,
         knows_tools=_knows_tools(program, variables),
+        knows_calls=_knows_calls(program, variables),
         end_of_turn=_end_of_turn(program, variables),
         program=program,
     )
@@ -157,6 +160,17 @@ def _knows_tools(program: jinja2.Template, variables: Mapping[str, str]) -> bool
     function = {"name": _PROBE, "description": "a", "parameters": {"type": "object", "properties": {}}}
     tools = [{"type": "function", "function": function}]
     return _PROBE in _try_render(program, variables, [{"role": "user", "content": "a"}], tools)
+
+
+def _knows_calls(program: jinja2.Template, variables: Mapping[str, str]) -> bool:
+    # Mistral's templates insist on ids of nine characters.
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": _PROBE, "arguments": {}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "b", "tool_call_id": "abcdefghi", "name": _PROBE[:1]},
+    ]
+    return _PROBE in _try_render(program, variables, messages)
 
 
 def _end_of_turn(program: jinja2.Template, variables: Mapping[str, str]) -> str:

@@ -47,6 +47,13 @@ def _to_turn(message: Mapping[str, Any], where: str, template: ChatTemplate) -> 
         if message.get(key) is not None:
             turn[key] = message[key]
     calls = _tool_calls(message, where)
+    if calls and not template.knows_calls:
+        raise UnsupportedField(
+            f"{where} calls a tool, and the chat template of this base model has no place for calls. "
+            "Leave the calls out, or choose a base model that was made to call tools.",
+            code="tools_not_supported",
+            param=f"{where}.tool_calls",
+        )
     if calls:
         turn["tool_calls"] = calls
     return turn
