@@ -58,6 +58,7 @@ def demo(
 def _go(client: "Client", model: str, epochs: str, *, as_json: bool) -> dict[str, Any]:
     from smedje.cli.deployments import deploy
     from smedje.cli.files import upload_file
+    from smedje.cli.jobs import estimate_fields
     from smedje.cli.report import print_report
     from smedje.samples import support_heldout_path, support_train_path
 
@@ -78,7 +79,9 @@ def _go(client: "Client", model: str, epochs: str, *, as_json: bool) -> dict[str
         },
     }
     estimate = client.post("/api/fine_tuning/estimate", request)
-    tell("4. estimate: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in estimate.items()))
+    tell("4. estimate")
+    for name, value in estimate_fields(estimate).items():
+        tell(f"   {name}: {value}")
     tell("5. fine-tuning; Ctrl-C stops the demo")
     job, losses = _train(client, request, as_json=as_json)
     tell(f"   {job['fine_tuned_model']}, {job['trained_tokens']} tokens trained")
@@ -103,29 +106,21 @@ def _go(client: "Client", model: str, epochs: str, *, as_json: bool) -> dict[str
 def _train(client: "Client", request: Mapping[str, Any], *, as_json: bool) -> tuple[dict[str, Any], list[float]]:
     from smedje.cli.jobs import JOBS
     from smedje.cli.output import shows_progress
-    from smedje.cli.watch import as_bar, as_lines, follow, is_job, metrics_of
+    from smedje.cli.watch import as_bar, as_lines, follow, metrics_of
 
     losses: list[float] = []
-    job: dict[str, Any] = {}
 
     def observed() -> Iterator[dict[str, Any]]:
-        nonlocal job
         for item in follow(client, client.post(JOBS, request)["id"]):
             loss = (metrics_of(item) or {}).get("full_valid_loss")
             if isinstance(loss, int | float):
                 losses.append(float(loss))
-            if is_job(item):
-                job = item
             yield item
 
-    items = observed()
     if as_json:
-        for _ in items:
-            pass
-    elif shows_progress():
-        as_bar(items)
+        *_, job = observed()
     else:
-        as_lines(items)
+        job = as_bar(observed()) if shows_progress() else as_lines(observed())
     if job["status"] != "succeeded":
         error = job.get("error") or {}
         raise Unavailable(f"The job {job['id']} ended as {job['status']}: {error.get('message') or 'no reason given'}")

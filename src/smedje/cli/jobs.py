@@ -12,7 +12,18 @@ import typer
 
 from smedje.cli import exits
 from smedje.cli.files import file_for
-from smedje.cli.output import JsonFlag, note, print_fields, print_json, print_json_line, print_table, say, when
+from smedje.cli.output import (
+    JsonFlag,
+    duration,
+    note,
+    print_fields,
+    print_json,
+    print_json_line,
+    print_table,
+    say,
+    size,
+    when,
+)
 from smedje.cli.watch import metrics_line, metrics_of, watch
 
 if TYPE_CHECKING:
@@ -257,11 +268,25 @@ def _show(job: Mapping[str, Any], *, as_json: bool) -> None:
     )
 
 
+def estimate_fields(estimate: Mapping[str, Any]) -> dict[str, object]:
+    """An estimate in words."""
+    rate = estimate["tokens_per_second"]
+    return {
+        "examples": f"{estimate['rows']}, and {estimate['validation_rows']} held out",
+        "training": f"{estimate['n_epochs']} epochs, {estimate['steps']} steps of {estimate['batch_size']} examples",
+        "learning rate": f"{estimate['learning_rate']:g}",
+        "tokens": f"{estimate['trained_tokens']:,}",
+        "time": f"about {duration(estimate['seconds'])} at {rate:,.0f} tokens/s ({estimate['basis']})",
+        "memory": f"{size(estimate['memory_bytes'])}, {'fits' if estimate['fits'] else 'does not fit this machine'}",
+        "disk": size(estimate["disk_bytes"]),
+    }
+
+
 def _show_estimate(estimate: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(estimate)
     else:
-        print_fields({name.replace("_", " "): value for name, value in estimate.items()})
+        print_fields(estimate_fields(estimate))
 
 
 def _number(option: str, text: str) -> int | float | str:

@@ -76,6 +76,10 @@ def _usage(error: typer.TyperException) -> int:
 
 
 def _unexpected(error: Exception) -> int:
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smedje"):
+        print(f"error: this needs the package {error.name}, which is not installed", file=sys.stderr)
+        print("fix: python bootstrap.py setup, or pip install 'smedje[train]'", file=sys.stderr)
+        return exits.UNAVAILABLE
     with tempfile.NamedTemporaryFile(
         "w", prefix="smedje-error-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:

@@ -181,9 +181,7 @@ def _delete_fine_tuned(name: str, *, yes: bool) -> dict[str, Any]:
 
     if not yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter(
-                "this cannot be undone; pass it to delete without being asked.", param_hint="--yes"
-            )
+            raise typer.BadParameter("this cannot be undone; pass it to go on unasked.", param_hint="--yes")
         typer.confirm(f"Delete {name} for good?", abort=True)
     with open_client() as client:
         return client.delete(f"/v1/models/{segment(name)}")
