@@ -1,0 +1,57 @@
+"""The application: routes, errors and the outer layer together. Knows no settings; `wiring` hands it the services."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+import smedje
+from smedje.api import errors, health
+from smedje.api.auth import check_routes
+from smedje.api.management import catalog, deployments, estimate, reports
+from smedje.api.middleware import Edge
+from smedje.api.openai import chat, files, fine_tuning, models
+from smedje.api.state import Services
+
+# The longest JSON body: a chat of 128k tokens is under a mebibyte. Uploads have their own limit.
+JSON_BYTES = 16 * 1024 * 1024
+
+Running = Callable[[], AbstractAsyncContextManager[None]]
+
+
+def create_app(services: Services, *, hosts: Iterable[str] = (), running: Running | None = None) -> FastAPI:
+    """The API over these services.
+
+    hosts: names that clients may use besides the local ones. running: entered when the server starts and left when it
+    stops. Raises RuntimeError when a route declares no permission.
+    """
+    app = FastAPI(
+        title="smedje",
+        version=smedje.__version__,
+        description="Fine-tuning, serving and evaluation of small language models on your own machines.",
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=JSON_BYTES,
+        lifespan=_lifespan(running),
+    )
+    app.state.services = services
+    for part in (health, files, fine_tuning, models, chat, deployments, catalog, estimate, reports):
+        app.include_router(part.router)
+    errors.install(app)
+    app.add_middleware(Edge, hosts=tuple(hosts))
+    check_routes(app)
+    return app
+
+
+def _lifespan(running: Running | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Pages that wiring added after create_app are held to the same rule.
+        check_routes(app)
+        if running is None:
+            yield
+            return
+        async with running():
+            yield
+
+    return lifespan

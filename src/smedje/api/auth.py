@@ -1,0 +1,85 @@
+"""Who calls and what the route demands: a key in `Authorization: Bearer` or `api-key`, one permission per route.
+
+Knows headers; knows nothing of how keys are kept. A route that declares no permission stops the server from starting.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
+
+from smedje.api.state import context
+from smedje.domain.projects import Permission, Principal
+from smedje.errors import AuthenticationFailed, PermissionDenied
+from smedje.services import projects
+
+# Routes that anyone may call. Nothing else may lack a permission.
+PUBLIC_ROUTES = frozenset({"/healthz", "/readyz", "/openapi.json"})
+
+
+@dataclass(frozen=True)
+class Requires:
+    """A dependency: the caller, who must hold `permission`."""
+
+    permission: Permission
+
+    def __call__(self, request: Request) -> Principal:
+        """The caller. Raises AuthenticationFailed or PermissionDenied."""
+        caller = projects.authenticate(context(request), _secret(request))
+        wanted = request.headers.get("openai-project")
+        if wanted and wanted not in (caller.project.id, caller.project.name):
+            raise PermissionDenied(
+                f"The header OpenAI-Project names {wanted[:100]!r}, but this key belongs to the project "
+                f"{caller.project.name} ({caller.project.id}).",
+                code="mismatched_project",
+                param="OpenAI-Project",
+            )
+        if not caller.may(self.permission):
+            raise PermissionDenied(
+                f"The role {caller.role.value} does not include {self.permission.value}. "
+                "Ask an owner of the project for a key that does.",
+            )
+        return caller
+
+
+CanReadFiles = Annotated[Principal, Depends(Requires(Permission.FILES_READ))]
+CanWriteFiles = Annotated[Principal, Depends(Requires(Permission.FILES_WRITE))]
+CanReadJobs = Annotated[Principal, Depends(Requires(Permission.JOBS_READ))]
+CanWriteJobs = Annotated[Principal, Depends(Requires(Permission.JOBS_WRITE))]
+CanReadModels = Annotated[Principal, Depends(Requires(Permission.MODELS_READ))]
+CanDeleteModels = Annotated[Principal, Depends(Requires(Permission.MODELS_DELETE))]
+CanReadDeployments = Annotated[Principal, Depends(Requires(Permission.DEPLOYMENTS_READ))]
+CanWriteDeployments = Annotated[Principal, Depends(Requires(Permission.DEPLOYMENTS_WRITE))]
+CanChat = Annotated[Principal, Depends(Requires(Permission.CHAT))]
+
+
+def check_routes(app: FastAPI) -> None:
+    """Raises RuntimeError naming every route that is neither public nor declares a permission."""
+    bare = [
+        found.path or repr(found.original_route)
+        for found in iter_route_contexts(app.routes)
+        if found.path not in PUBLIC_ROUTES and not _declares(getattr(found.original_route, "dependant", None))
+    ]
+    if bare:
+        raise RuntimeError(f"These routes declare no permission: {', '.join(sorted(bare))}")
+
+
+def _declares(dependant: Dependant | None) -> bool:
+    if dependant is None:
+        return False
+    return isinstance(dependant.call, Requires) or any(_declares(part) for part in dependant.dependencies)
+
+
+def _secret(request: Request) -> str:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    secret = request.headers.get("api-key", "").strip()
+    if secret:
+        return secret
+    raise AuthenticationFailed(
+        "This request carries no API key. Send it as `Authorization: Bearer KEY` or `api-key: KEY`.",
+        code="missing_api_key",
+    )

@@ -1,0 +1,75 @@
+"""What wire bodies have in common: unknown fields are refused by name, and the list of fields that are ignored.
+
+`IGNORED_FIELDS` is the whole truth about what is accepted without effect; nothing else may be.
+"""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from smedje.errors import UnsupportedField
+
+# Accepted without effect, because they change nothing that a server of one's own does: who the end user is, hints for
+# caches and tiers, and storage of completions, which never happens here.
+IGNORED_FIELDS: dict[str, frozenset[str]] = {
+    "chat": frozenset(
+        {
+            "user",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "service_tier",
+            "store",
+            "metadata",
+            "parallel_tool_calls",
+            "verbosity",
+        }
+    ),
+}
+
+# Understood and not offered. Null, and the values listed, mean the same as leaving the field out.
+UNSUPPORTED_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "chat": {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "logit_bias": ({},),
+        "reasoning_effort": ("none",),
+        "prediction": (),
+        "modalities": (["text"],),
+        "audio": (),
+        "web_search_options": (),
+        "moderation": (),
+    },
+    "job": {
+        "integrations": ([],),
+    },
+}
+
+
+class Body(BaseModel):
+    """A JSON request body. `wire_name` finds its lists above."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    wire_name: ClassVar[str] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, given: Any) -> Any:
+        """The body without ignored fields. Raises UnsupportedField for what is understood and not offered."""
+        if not isinstance(given, dict):
+            return given
+        ignored = IGNORED_FIELDS.get(cls.wire_name, frozenset())
+        neutral = UNSUPPORTED_FIELDS.get(cls.wire_name, {})
+        kept = {}
+        for name, value in given.items():
+            if name in neutral:
+                if value is not None and value not in neutral[name]:
+                    raise UnsupportedField(
+                        f"The field {name!r} is not offered by this server. Leave it out.", param=name
+                    )
+            elif name not in ignored:
+                kept[name] = value
+        return kept

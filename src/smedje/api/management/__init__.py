@@ -1,0 +1,1 @@
+"""Management routes under /api: what OpenAI's surface has no word for."""

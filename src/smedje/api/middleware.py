@@ -1,0 +1,90 @@
+"""The outermost layer of the API: request ids, the Host allow-list, security headers, and the last safety net.
+
+A plain ASGI wrapper, so that streams pass through it untouched. Knows nothing of routes.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from smedje.api.errors import server_error, to_response
+from smedje.errors import InvalidRequest
+
+# Names under which a loopback server may be asked; anything else may be a web page that rebinds its own name to us.
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "testserver")
+
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+
+# Asked every few seconds by supervisors; their lines would drown the others.
+PROBES = ("/healthz", "/readyz")
+
+log = structlog.get_logger("smedje.api")
+
+
+class Edge:
+    """Wraps the whole application. hosts: names allowed in the Host header besides the local ones; "*" allows any."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
+        self.app = app
+        self.hosts = frozenset(name.lower() for name in (*LOCAL_HOSTS, *hosts))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = "req_" + secrets.token_hex(12)
+        scope["smedje.request_id"] = request_id
+        begun, status = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        host = Headers(scope=scope).get("host", "")
+        try:
+            if "*" not in self.hosts and _without_port(host) not in self.hosts:
+                await to_response(_wrong_host(host))(scope, receive, send_with_headers)
+            else:
+                await self.app(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("unforeseen error", request_id=request_id, method=scope["method"], path=scope["path"])
+            if status:
+                raise  # The answer has begun; closing the connection is the only way left to say that it is not whole.
+            await server_error()(scope, receive, send_with_headers)
+        finally:
+            tell = log.debug if scope["path"] in PROBES else log.info
+            tell(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=round(time.perf_counter() - begun, 4),
+            )
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdigit() else host.lower()
+
+
+def _wrong_host(host: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"This server does not answer to the host name {host[:100]!r}. Use 127.0.0.1 or localhost, or start the server "
+        "with that name allowed.",
+        code="host_not_allowed",
+    )

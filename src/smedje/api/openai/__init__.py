@@ -1,0 +1,1 @@
+"""OpenAI-shaped routes: bodies, conversions and routes of one resource a file."""

@@ -1,0 +1,39 @@
+"""Server-sent events in OpenAI's form: `data: <json>`, then `data: [DONE]`. Knows nothing of what is sent."""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import structlog
+from starlette.responses import StreamingResponse
+
+from smedje.api.errors import SERVER_ERROR_TEXT, error_body, to_body
+from smedje.errors import SmedjeError
+
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+log = structlog.get_logger("smedje.api")
+
+
+def event_stream(chunks: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
+    """An answer that sends each chunk as it comes. An error half-way becomes a last chunk `{"error": …}`."""
+    return StreamingResponse(_lines(chunks), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _lines(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    try:
+        async for chunk in chunks:
+            yield _line(chunk)
+        yield b"data: [DONE]\n\n"
+    except SmedjeError as error:
+        yield _line(to_body(error))
+    except Exception:
+        log.exception("a stream broke")
+        yield _line(error_body(SERVER_ERROR_TEXT, kind="server_error", code="server_error"))
+    finally:
+        # A client that goes away must stop the generation now, not when the garbage collector comes by.
+        await chunks.aclose()
+
+
+def _line(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n\n"

@@ -1,0 +1,33 @@
+"""What the routes work with. One value, made by `wiring`, found through the application that a request came to."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from smedje.services.chat import Chat
+from smedje.services.context import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The use cases behind the API. context: for the synchronous ones. chat: for generating text."""
+
+    context: Context
+    chat: Chat
+
+
+def services(request: Request) -> Services:
+    """The services of the application that took this request."""
+    found = request.app.state.services
+    assert isinstance(found, Services)
+    return found
+
+
+def context(request: Request) -> Context:
+    """The shared resources of the application that took this request."""
+    return services(request).context
+
+
+Using = Annotated[Context, Depends(context)]
+Chatting = Annotated[Services, Depends(services)]

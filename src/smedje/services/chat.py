@@ -1,0 +1,271 @@
+"""Chat completions: resolve the model, render the prompt, generate, make text of it, count. Async, for the API process.
+
+Knows tokens and text; knows nothing of wire shapes. A completion is a stream of deltas; the plain answer is their sum.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+import anyio.to_thread
+import structlog
+
+from smedje.chat.template import render_prompt
+from smedje.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from smedje.domain.conversations import ChatRequest, FinishReason
+from smedje.domain.ids import USAGE, new_id
+from smedje.domain.projects import Principal
+from smedje.domain.usage import UsageRecord
+from smedje.errors import SmedjeError
+from smedje.modeling.folder import MANIFEST, installed_folder
+from smedje.services.catalog import ResolvedModel, resolve
+from smedje.services.chat_text import AnswerText, TokenText
+from smedje.services.context import Context
+from smedje.serving.engine import GenerationRequest
+from smedje.serving.supervisor import EnginePool
+from smedje.store import usage as usage_rows
+
+KEPT_TOKENIZERS = 8
+# Deltas that may wait for a slow reader; then the engine's connection fills and generation pauses.
+QUEUED_DELTAS = 64
+
+log = structlog.get_logger("smedje.chat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatUsage:
+    """Tokens of one request. completion_tokens: over all its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatDelta:
+    """More of one choice. finish: set on the choice's last delta. logprobs: of the tokens whose text is in it."""
+
+    index: int
+    text: str = ""
+    logprobs: tuple[TokenText, ...] = ()
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatChoice:
+    """One whole answer."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenText, ...]
+    finish: FinishReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatAnswer:
+    """All choices of one request and what they cost."""
+
+    choices: tuple[ChatChoice, ...]
+    usage: ChatUsage
+
+
+@dataclass(kw_only=True)
+class ChatStream:
+    """A request under way. deltas: of all choices as they come; close it to cancel. counts: tokens by choice."""
+
+    deltas: AsyncGenerator[ChatDelta, None]
+    prompt_tokens: int
+    counts: dict[int, int]
+
+    @property
+    def usage(self) -> ChatUsage:
+        """Tokens so far; final once `deltas` has ended."""
+        return ChatUsage(prompt_tokens=self.prompt_tokens, completion_tokens=sum(self.counts.values()))
+
+    async def collect(self) -> ChatAnswer:
+        """The whole answer. Raises what the generation raises."""
+        choices: dict[int, ChatChoice] = {}
+        async with aclosing(self.deltas) as deltas:
+            async for delta in deltas:
+                known = choices.get(delta.index)
+                choices[delta.index] = ChatChoice(
+                    index=delta.index,
+                    text=(known.text if known else "") + delta.text,
+                    logprobs=(known.logprobs if known else ()) + delta.logprobs,
+                    finish=delta.finish or FinishReason.STOP,
+                )
+        return ChatAnswer(choices=tuple(choices[index] for index in sorted(choices)), usage=self.usage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A request with everything that generation needs. counts: shared with the stream that is handed out."""
+
+    request: ChatRequest
+    resolved: ResolvedModel
+    folder: Path
+    tokenizer: ChatTokenizer
+    tokens: tuple[int, ...]
+    counts: dict[int, int] = field(default_factory=dict)
+
+
+class Chat:
+    """Answers chat requests through an engine pool. Methods that are async belong to the pool's event loop."""
+
+    def __init__(self, ctx: Context, pool: EnginePool) -> None:
+        self._ctx = ctx
+        self._pool = pool
+        self._tokenizers: dict[tuple[Path, int, date], ChatTokenizer] = {}
+        self._lock = threading.Lock()
+        self._warming: set[asyncio.Task[None]] = set()
+
+    async def open(self, caller: Principal, request: ChatRequest) -> ChatStream:
+        """A request under way, its first delta made, so that whatever is wrong with it is raised here.
+
+        Raises NotFound for an unknown model, InvalidRequest for messages that the model cannot take, Unavailable when
+        the engine does not start.
+        """
+        prepared = await anyio.to_thread.run_sync(self._prepare, caller, request)
+        deltas = self._counted(caller, prepared)
+        first = await anext(deltas)
+        return ChatStream(deltas=_with_first(first, deltas), prompt_tokens=len(prepared.tokens), counts=prepared.counts)
+
+    def warm_soon(self, base_model: str) -> None:
+        """Start the engine of an installed base model in the background, so that the first request need not wait."""
+        warming = asyncio.get_running_loop().create_task(self._warm(base_model))
+        self._warming.add(warming)
+        warming.add_done_callback(self._warming.discard)
+
+    async def close(self) -> None:
+        """Give up what runs in the background; the pool is closed by its owner."""
+        for warming in tuple(self._warming):
+            warming.cancel()
+        await asyncio.gather(*self._warming, return_exceptions=True)
+
+    async def _warm(self, base_model: str) -> None:
+        try:
+            await self._pool.warm(base_model, installed_folder(self._ctx.home, base_model))
+        except SmedjeError as problem:
+            # The first request will meet the same problem and tell its caller.
+            log.warning("engine did not start", base_model=base_model, code=problem.code)
+
+    def _prepare(self, caller: Principal, request: ChatRequest) -> _Prepared:
+        resolved = resolve(self._ctx, caller.project.id, request.model)
+        folder = installed_folder(self._ctx.home, resolved.base_model)
+        tokenizer = self._tokenizer(folder)
+        tokens = render_prompt(tokenizer, request.messages)
+        return _Prepared(request=request, resolved=resolved, folder=folder, tokenizer=tokenizer, tokens=tuple(tokens))
+
+    def _tokenizer(self, folder: Path) -> ChatTokenizer:
+        # A model may be pulled again, and templates may print the day: both make another tokenizer.
+        key = (folder, (folder / MANIFEST).stat().st_mtime_ns, date.today())
+        with self._lock:
+            if key not in self._tokenizers:
+                if len(self._tokenizers) >= KEPT_TOKENIZERS:
+                    self._tokenizers.pop(next(iter(self._tokenizers)))
+                self._tokenizers[key] = load_chat_tokenizer(folder)
+            return self._tokenizers[key]
+
+    async def _counted(self, caller: Principal, prepared: _Prepared) -> AsyncGenerator[ChatDelta, None]:
+        """The deltas of all choices; what was generated is counted even if the caller stops listening."""
+        begun = self._ctx.now()
+        try:
+            async with aclosing(self._merged(prepared)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            if prepared.counts:
+                record = UsageRecord(
+                    id=new_id(USAGE),
+                    project_id=caller.project.id,
+                    key_id=caller.key_id,
+                    kind="inference",
+                    model=prepared.resolved.deployment or prepared.resolved.model,
+                    prompt_tokens=len(prepared.tokens),
+                    completion_tokens=sum(prepared.counts.values()),
+                    seconds=self._ctx.now() - begun,
+                    created_at=self._ctx.seconds(),
+                )
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._record, record)
+
+    def _record(self, record: UsageRecord) -> None:
+        with self._ctx.database.transaction() as tx:
+            usage_rows.insert_usage(tx, record)
+
+    async def _merged(self, prepared: _Prepared) -> AsyncGenerator[ChatDelta, None]:
+        """The deltas of all choices, generated side by side, in the order in which they come."""
+        queue = asyncio.Queue[ChatDelta | Exception | None](QUEUED_DELTAS)
+        running = prepared.request.n
+        tasks = [asyncio.create_task(self._feed(queue, prepared, index)) for index in range(running)]
+        try:
+            while running:
+                found = await queue.get()
+                if isinstance(found, Exception):
+                    raise found
+                if found is None:
+                    running -= 1
+                else:
+                    yield found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _feed(
+        self, queue: "asyncio.Queue[ChatDelta | Exception | None]", prepared: _Prepared, index: int
+    ) -> None:
+        try:
+            async with aclosing(self._choice(prepared, index)) as deltas:
+                async for delta in deltas:
+                    await queue.put(delta)
+        except Exception as problem:
+            await queue.put(problem)
+        else:
+            await queue.put(None)
+
+    async def _choice(self, prepared: _Prepared, index: int) -> AsyncGenerator[ChatDelta, None]:
+        """One choice; its last delta carries the finish reason."""
+        request = prepared.request
+        seed = request.sampling.seed
+        text = AnswerText(prepared.tokenizer, stop=request.stop)
+        generation = GenerationRequest(
+            tokens=prepared.tokens,
+            # The choices of one seeded request must differ from each other and be the same again tomorrow.
+            sampling=request.sampling if seed is None else replace(request.sampling, seed=_shifted(seed, index)),
+            max_tokens=request.max_tokens,
+            adapter=prepared.resolved.adapter_key,
+            stop_ids=frozenset(prepared.tokenizer.stop_ids),
+        )
+        chunks = self._pool.generate(prepared.resolved.base_model, prepared.folder, generation)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                prepared.counts[index] = prepared.counts.get(index, 0) + len(chunk.tokens)
+                piece, logprobs = text.feed(chunk.tokens, chunk.logprobs)
+                finish = chunk.finish
+                if finish is not None and chunk.usage is not None:
+                    prepared.counts[index] = chunk.usage.completion_tokens
+                if finish is not None and not text.stopped:
+                    rest, more = text.finish()
+                    piece, logprobs = piece + rest, logprobs + more
+                if text.stopped:
+                    finish = FinishReason.STOP
+                if piece or logprobs or finish is not None:
+                    yield ChatDelta(index=index, text=piece, logprobs=logprobs, finish=finish)
+                if finish is not None:
+                    return
+
+
+def _shifted(seed: int, index: int) -> int:
+    """seed + index, within 64 bits signed."""
+    return (seed + index + 2**63) % 2**64 - 2**63
+
+
+async def _with_first(first: ChatDelta, rest: AsyncGenerator[ChatDelta, None]) -> AsyncGenerator[ChatDelta, None]:
+    async with aclosing(rest):
+        yield first
+        async for delta in rest:
+            yield delta

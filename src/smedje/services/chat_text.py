@@ -1,0 +1,86 @@
+"""Tokens of one answer to text: decoding, stop strings, and log probabilities that keep step with the text let through.
+
+Knows one answer; knows nothing of engines, requests or wire shapes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smedje.chat.stream import IncrementalDecoder, StopStrings
+from smedje.chat.tokenizer import ChatTokenizer
+from smedje.serving.engine import TokenLogprob
+
+# JSON has no infinity; OpenAI's documents name this for a token that cannot come.
+LOWEST_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenText:
+    """A token as text, its natural-log probability, and the likeliest tokens at its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class AnswerText:
+    """Owns the text of one answer while it grows."""
+
+    def __init__(self, tokenizer: ChatTokenizer, *, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._stops = StopStrings(stop)
+        self._decoded = 0
+        self._released = 0
+        self._waiting: list[tuple[int, TokenText]] = []
+        self._anchor = tokenizer.encode("a")[-1:]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return self._stops.stopped
+
+    def feed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] | None) -> tuple[str, tuple[TokenText, ...]]:
+        """The text that these tokens make certain, and the log probabilities of the tokens that it begins."""
+        text = ""
+        for place, token in enumerate(tokens):
+            if logprobs is not None:
+                self._waiting.append((self._decoded, self._told(logprobs[place])))
+            text += self._let_through(self._decoder.feed([token]))
+            if self.stopped:
+                break
+        return text, self._begun()
+
+    def finish(self) -> tuple[str, tuple[TokenText, ...]]:
+        """What was held back, once generation has ended without a stop string."""
+        text = self._let_through(self._decoder.finish())
+        if self.stopped:
+            return text, self._begun()
+        text += self._stops.finish()
+        rest = tuple(told for _, told in self._waiting)
+        self._waiting.clear()
+        return text, rest
+
+    def _let_through(self, piece: str) -> str:
+        self._decoded += len(piece)
+        text = self._stops.feed(piece)
+        self._released += len(text)
+        return text
+
+    def _begun(self) -> tuple[TokenText, ...]:
+        """Log probabilities of waiting tokens whose first character has been let through."""
+        count = sum(start < self._released for start, _ in self._waiting)
+        begun, self._waiting = self._waiting[:count], self._waiting[count:]
+        return tuple(told for _, told in begun)
+
+    def _told(self, found: TokenLogprob) -> TokenText:
+        return TokenText(
+            text=self._text_of(found.token),
+            logprob=max(found.logprob, LOWEST_LOGPROB),
+            top=tuple((self._text_of(token), max(logprob, LOWEST_LOGPROB)) for token, logprob in found.top),
+        )
+
+    def _text_of(self, token: int) -> str:
+        # After another token, because some decoders drop the space before the first one.
+        before = self._tokenizer.decode(self._anchor, skip_special=False)
+        return self._tokenizer.decode([*self._anchor, token], skip_special=False)[len(before) :]

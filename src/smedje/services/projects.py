@@ -1,0 +1,184 @@
+"""Hubs, projects and API keys: the first-run defaults, who a secret belongs to, and making and revoking keys.
+
+Knows that a key is kept only as its SHA-256: a key carries 256 random bits, so a slow hash would add nothing.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import string
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from smedje.domain.ids import HUB, KEY, PROJECT, new_id
+from smedje.domain.projects import ApiKey, Hub, Principal, Project, Role
+from smedje.errors import AuthenticationFailed, InvalidRequest, NotFound
+from smedje.services.context import Context
+from smedje.store import projects as store
+
+DEFAULT = "default"
+OWNER_KEY_FILE = "owner_key"
+SHORTEST_SECRET = 16
+LONGEST_SECRET = 512
+GENERATED = re.compile(r"smedje_([A-Za-z0-9_-]{43})_([0-9A-Za-z]{6})\Z")
+DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapResult:
+    """What start-up found or made. new_secret: the owner key, only when this call generated it."""
+
+    project: Project
+    new_secret: str | None = None
+    key_file: Path | None = None
+
+
+def ensure_defaults(ctx: Context, bootstrap_key: str | None, location: str) -> BootstrapResult:
+    """The default hub and project, made on the first run, and an owner key that opens the project.
+
+    With a `bootstrap_key` that key is made known; without one a first run generates a key and keeps it in
+    `<home>/owner_key`, readable by this user alone. Raises InvalidRequest for a bootstrap key that is too short,
+    malformed or revoked.
+    """
+    if bootstrap_key is not None:
+        _check_bootstrap_key(bootstrap_key)
+    now = ctx.seconds()
+    with ctx.database.transaction() as tx:
+        project = store.find_project(tx, DEFAULT, DEFAULT)
+        if project is None:
+            hub = Hub(id=new_id(HUB), name=DEFAULT, display_name="Default hub", location=location, created_at=now)
+            project = Project(
+                id=new_id(PROJECT), hub_id=hub.id, name=DEFAULT, description="Made on the first run.", created_at=now
+            )
+            store.insert_hub(tx, hub)
+            store.insert_project(tx, project)
+        if bootstrap_key is not None:
+            known = store.find_key(tx, secret_digest(bootstrap_key))
+            if known is not None and known.revoked_at is not None:
+                raise InvalidRequest(
+                    f"The bootstrap key {known.prefix}…{known.last_four} has been revoked. Set another one.",
+                    code="bootstrap_key_revoked",
+                    param="SMEDJE_BOOTSTRAP_API_KEY",
+                )
+            if known is None:
+                key = _key(project, bootstrap_key, name="bootstrap", now=now)
+                store.insert_key(tx, key, secret_digest(bootstrap_key))
+            return BootstrapResult(project=project)
+        if store.list_keys(tx, project.id):
+            return BootstrapResult(project=project)
+        secret = new_secret()
+        store.insert_key(tx, _key(project, secret, name="owner", now=now), secret_digest(secret))
+        file = ctx.home / OWNER_KEY_FILE
+        _write_private(file, secret)
+        return BootstrapResult(project=project, new_secret=secret, key_file=file)
+
+
+def authenticate(ctx: Context, secret: str) -> Principal:
+    """Who is calling. Raises AuthenticationFailed for a secret that is malformed, unknown, expired or revoked."""
+    if not _looks_like_a_key(secret):
+        raise AuthenticationFailed(
+            "This API key is malformed. Check that it was copied whole; the owner key is in the state folder."
+        )
+    with ctx.database.transaction() as tx:
+        key = store.find_key(tx, secret_digest(secret))
+        project = store.get_project(tx, key.project_id) if key is not None else None
+    if key is None or project is None:
+        raise AuthenticationFailed(f"This API key (ending in {secret[-4:]}) is not known here.")
+    if key.revoked_at is not None:
+        raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} was revoked.", code="api_key_revoked")
+    if key.expires_at is not None and key.expires_at <= ctx.now():
+        raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} has expired.", code="api_key_expired")
+    return Principal(key_id=key.id, role=key.role, project=project)
+
+
+def create_key(
+    ctx: Context, project: Project, *, name: str, role: Role = Role.OWNER, expires_at: int | None = None
+) -> tuple[ApiKey, str]:
+    """A new key and its secret, which nothing can show again."""
+    secret = new_secret()
+    key = _key(project, secret, name=name, now=ctx.seconds(), role=role, expires_at=expires_at)
+    with ctx.database.transaction() as tx:
+        store.insert_key(tx, key, secret_digest(secret))
+    return key, secret
+
+
+def list_keys(ctx: Context, project: Project) -> list[ApiKey]:
+    """The project's keys, revoked ones included."""
+    with ctx.database.transaction() as tx:
+        return list(store.list_keys(tx, project.id))
+
+
+def revoke_key(ctx: Context, project: Project, key_id: str) -> None:
+    """End a key. Raises NotFound when this project has no such key."""
+    with ctx.database.transaction() as tx:
+        if not any(key.id == key_id for key in store.list_keys(tx, project.id)):
+            raise NotFound(f"No API key {key_id} in this project.", code="key_not_found", param="key_id")
+        store.revoke_key(tx, project.id, key_id, ctx.seconds())
+
+
+def new_secret() -> str:
+    """`smedje_<43 url-safe characters>_<6>`: 256 random bits and a CRC-32 in base 62, so that typing errors show
+    without a look-up and secret scanners can match (after GitHub's token format)."""
+    body = secrets.token_urlsafe(32)
+    return f"smedje_{body}_{_checksum(body)}"
+
+
+def secret_digest(secret: str) -> str:
+    """SHA-256 of a secret, in hex: the only form in which it is kept."""
+    return hashlib.sha256(secret.encode("utf-8")).hexdigest()
+
+
+def _checksum(body: str) -> str:
+    number = zlib.crc32(body.encode("ascii"))
+    text = ""
+    for _ in range(6):
+        number, digit = divmod(number, len(DIGITS))
+        text = DIGITS[digit] + text
+    return text
+
+
+def _looks_like_a_key(secret: str) -> bool:
+    if not SHORTEST_SECRET <= len(secret) <= LONGEST_SECRET or not secret.isascii() or not secret.isprintable():
+        return False
+    found = GENERATED.match(secret)
+    return found is None or _checksum(found[1]) == found[2]
+
+
+def _check_bootstrap_key(secret: str) -> None:
+    if " " in secret or not _looks_like_a_key(secret):
+        raise InvalidRequest(
+            f"The bootstrap key must have {SHORTEST_SECRET} to {LONGEST_SECRET} printable ASCII characters and no "
+            f"spaces; it has {len(secret)} characters. A key of the form smedje_… must carry its right checksum.",
+            code="invalid_bootstrap_key",
+            param="SMEDJE_BOOTSTRAP_API_KEY",
+        )
+
+
+def _key(
+    project: Project, secret: str, *, name: str, now: int, role: Role = Role.OWNER, expires_at: int | None = None
+) -> ApiKey:
+    return ApiKey(
+        id=new_id(KEY),
+        project_id=project.id,
+        name=name,
+        role=role,
+        prefix=secret[: len("smedje_") + 4] if secret.startswith("smedje_") else secret[:4],
+        last_four=secret[-4:],
+        created_at=now,
+        expires_at=expires_at,
+    )
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Write so that no moment exists in which another user could read the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(file.name + ".new")
+    draft.unlink(missing_ok=True)
+    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(number, "w", encoding="ascii") as out:
+        out.write(text + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)

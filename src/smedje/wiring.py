@@ -1,0 +1,131 @@
+"""The composition root: from settings to a running server. The only place that knows every part by name."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import psutil
+import structlog
+from fastapi import FastAPI
+
+from smedje.api.app import create_app
+from smedje.api.state import Services
+from smedje.executors.base import worker_environment
+from smedje.executors.local import LocalExecutor
+from smedje.objects.store import open_objects
+from smedje.services.chat import Chat
+from smedje.services.context import Context
+from smedje.services.files import sweep
+from smedje.services.projects import BootstrapResult, ensure_defaults
+from smedje.services.scheduler import Limits, Scheduler
+from smedje.serving.supervisor import EnginePool, EngineSettings
+from smedje.settings import Settings
+from smedje.store.database import Database
+
+LOCATION = "local"
+STOP_SECONDS = 15.0
+
+
+def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
+    """The server: database brought up to date, defaults made, leftovers swept; engines and scheduler start with it.
+
+    hosts: names that clients may use besides the local ones, "*" for any.
+    Raises SmedjeError for settings that cannot work (a database that cannot be opened, a bad bootstrap key).
+    """
+    configure_logging()
+    ctx = open_context(settings)
+    announce(ensure_defaults(ctx, settings.bootstrap_api_key, LOCATION))
+    sweep(ctx)
+    executor = LocalExecutor()
+    pool = EnginePool(executor, _engine_settings(settings))
+    chat = Chat(ctx, pool)
+    scheduler = _scheduler(ctx, settings, executor)
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=scheduler.run_forever, args=(stop,), name="scheduler", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            await chat.close()
+            await pool.close()
+            await asyncio.to_thread(thread.join, STOP_SECONDS)
+            ctx.database.close()
+
+    return create_app(Services(context=ctx, chat=chat), hosts=hosts, running=running)
+
+
+def open_context(settings: Settings) -> Context:
+    """Database (migrated) and object storage of these settings."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = Database(settings.database_url)
+    database.migrate()
+    return Context(database=database, objects=open_objects(settings.objects_url), home=settings.home)
+
+
+def announce(made: BootstrapResult) -> None:
+    """Show a generated owner key, this once; its file keeps it."""
+    if made.new_secret is not None:
+        print(f"owner key (kept in {made.key_file}): {made.new_secret}", file=sys.stderr, flush=True)
+
+
+def configure_logging() -> None:
+    """One line an event on standard error, so that standard output stays the command's own."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _scheduler(ctx: Context, settings: Settings, executor: LocalExecutor) -> Scheduler:
+    return Scheduler(
+        ctx=ctx,
+        executor=executor,
+        limits=Limits(
+            max_running_jobs=settings.max_running_jobs,
+            memory_bytes=psutil.virtual_memory().total,
+            threads=settings.threads or _usable_cores(),
+            lease_seconds=settings.lease_seconds,
+        ),
+        owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        command=(
+            sys.executable,
+            "-m",
+            "smedje.training.worker",
+            "--objects",
+            settings.objects_url,
+            "--cache",
+            str(settings.home / "cache"),
+        ),
+        worker_env=worker_environment(os.environ, objects_url=settings.objects_url),
+    )
+
+
+def _engine_settings(settings: Settings) -> EngineSettings:
+    return EngineSettings(
+        objects_url=settings.objects_url,
+        cache=settings.home / "cache",
+        logs=settings.home / "logs",
+        threads=settings.threads,
+        idle_seconds=settings.engine_idle_seconds,
+        env=worker_environment(os.environ, objects_url=settings.objects_url),
+    )
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
