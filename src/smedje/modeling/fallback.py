@@ -6,7 +6,6 @@ attention on a small probe. Slower than our own decoder; the hot path never come
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.modeling.attention import DocumentAttention
-from smedje.modeling.config import DecoderShape, Site, Slot
+from smedje.modeling.config import DecoderShape, Site, Slot, read_raw_config
 from smedje.modeling.transformer import Attend, LowRank
 
 _ATTENTION = "smedje"
@@ -34,6 +33,13 @@ class _Route:
         self.layers: set[int] = set()
 
 
+class _Held:
+    """The adapter of the forward pass under way, outside nn.Module, which would take a module for its own part."""
+
+    def __init__(self) -> None:
+        self.lora: LowRank | None = None
+
+
 class FallbackDecoder(nn.Module):
     """A transformers model with the interface of transformer.Decoder. Made by `load_fallback`."""
 
@@ -41,7 +47,7 @@ class FallbackDecoder(nn.Module):
         super().__init__()
         self.model = model
         self.shape = shape
-        self._lora: LowRank | None = None
+        self._held = _Held()
         slots = []
         for name, site, linear in _linears(model):
             slots.append(Slot(name, site, 0, linear.out_features, linear.in_features))
@@ -55,10 +61,13 @@ class FallbackDecoder(nn.Module):
         Not reentrant: one forward pass at a time for one instance.
         """
         route = _Route(attend, self.shape)
-        with self._adapter(lora):
+        self._held.lora = lora
+        try:
             output = self.model.base_model(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, smedje_route=route
             )
+        finally:
+            self._held.lora = None
         if len(route.layers) != self.shape.layers:
             raise UnsupportedField(
                 f"{type(self.model).__name__} ran {len(route.layers)} of its {self.shape.layers} layers through the "
@@ -84,17 +93,10 @@ class FallbackDecoder(nn.Module):
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in tied}
 
-    @contextmanager
-    def _adapter(self, lora: LowRank | None) -> Iterator[None]:
-        self._lora = lora
-        try:
-            yield
-        finally:
-            self._lora = None
-
     def _adapted(self, site: Site) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self._lora is None:
+            lora = self._held.lora
+            if lora is None:
                 return None
             x = inputs[0]
             if x.ndim != 3 or x.shape[0] != 1:
@@ -102,7 +104,7 @@ class FallbackDecoder(nn.Module):
                     f"Linear {self._names[site]} does not see one row a token; an adapter on it is not offered.",
                     code="unsupported_architecture",
                 )
-            return self._lora(site, x[0], output[0])[None]
+            return lora(site, x[0], output[0])[None]
 
         return add
 
@@ -113,6 +115,12 @@ def load_fallback(folder: Path, *, dtype: torch.dtype, device: torch.device | st
     Raises UnsupportedField for a model that cannot be computed exactly, InvalidRequest for a broken folder.
     """
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    if read_raw_config(folder).get("quantization_config"):
+        raise UnsupportedField(
+            f"{folder}: the weights are quantised; pull the model in float16, bfloat16 or float32.",
+            code="unsupported_architecture",
+        )
 
     AttentionInterface.register(_ATTENTION, _routed_attention)
     try:
@@ -146,8 +154,8 @@ def _check_loading(info: Mapping[str, Any], folder: Path) -> None:
 
 
 def _shape(config: Any) -> DecoderShape:
-    heads = int(config.num_attention_heads)
-    layers = int(config.num_hidden_layers)
+    heads, layers = _size(config, "num_attention_heads"), _size(config, "num_hidden_layers")
+    hidden = _size(config, "hidden_size")
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     if kinds is None:
@@ -155,15 +163,25 @@ def _shape(config: Any) -> DecoderShape:
     else:
         windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return DecoderShape(
-        vocab_size=int(config.vocab_size),
-        hidden_size=int(config.hidden_size),
+        vocab_size=_size(config, "vocab_size"),
+        hidden_size=hidden,
         layers=layers,
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        max_positions=int(config.max_position_embeddings),
+        head_size=int(getattr(config, "head_dim", None) or hidden // heads),
+        max_positions=_size(config, "max_position_embeddings"),
         windows=windows,
     )
+
+
+def _size(config: Any, name: str) -> int:
+    value = getattr(config, name, None)
+    if not isinstance(value, int):
+        raise UnsupportedField(
+            f"{type(config).__name__} has no {name}: this kind of model is not offered.",
+            code="unsupported_architecture",
+        )
+    return value
 
 
 def _linears(model: Any) -> Iterator[tuple[str, Site, nn.Linear]]:

@@ -129,7 +129,7 @@ class TrainableLora(nn.Module):
             x = x * (torch.empty_like(x).bernoulli_(keep, generator=self._dropout_stream) / keep)
         spans = tuple((part.slot.start, part.slot.stop) for part in parts)
         factors = [part.A for part in parts] + [part.B for part in parts]
-        added: Tensor = _AddLowRank.apply(x, y, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
+        added: Tensor = _AddLowRank.apply(y, x, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
         return added
 
     def weights(self) -> dict[str, Tensor]:
@@ -181,11 +181,14 @@ def check_names(own: Iterable[str], given: Iterable[str]) -> None:
 
 
 class _AddLowRank(torch.autograd.Function):
-    """y[:, span] += scale * (x A^T) B^T for each part, in place; saves x and the rank-wide x A^T alone."""
+    """y[:, span] += scale * (x A^T) B^T for each part, in place; saves x and the rank-wide x A^T alone.
+
+    y comes first because autograd takes the first input for the one written to where y is a view.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, scale: float, spans: tuple[tuple[int, int], ...], *factors: Tensor
+        ctx: Any, y: Tensor, x: Tensor, scale: float, spans: tuple[tuple[int, int], ...], *factors: Tensor
     ) -> Tensor:
         count, rank = len(spans), factors[0].shape[0]
         down = torch.cat(factors[:count]).to(x.dtype)
@@ -210,8 +213,8 @@ class _AddLowRank(torch.autograd.Function):
             d_narrow[:, columns] = ctx.scale * (part @ up.to(dy.dtype))
             d_ups.append((ctx.scale * (part.T @ narrow[:, columns])).to(up.dtype))
         d_downs = (d_narrow.T @ x).to(factors[0].dtype).split(rank)
-        dx = d_narrow @ torch.cat(factors[:count]).to(dy.dtype) if ctx.needs_input_grad[0] else None
-        return dx, dy, None, None, *d_downs, *d_ups
+        dx = d_narrow @ torch.cat(factors[:count]).to(dy.dtype) if ctx.needs_input_grad[1] else None
+        return dy, dx, None, None, *d_downs, *d_ups
 
 
 class ServedAdapter:
