@@ -198,7 +198,7 @@ class EngineSuite:
         assert {seed: complete(engine, asked) for seed, asked in requests.items()} == together
 
     def test_log_probabilities_come_when_asked_for(self, engine: Engine) -> None:
-        """One per token, the chosen one among the likeliest when greedy; their probabilities never sum to more than 1."""
+        """One per token, the chosen one likeliest when greedy; the probabilities never sum to more than 1."""
         asked = replace(request(max_tokens=5), sampling=Sampling(temperature=0.0, top_logprobs=4))
         done = complete(engine, asked)
         assert [logprob.token for logprob in done.logprobs] == list(done.tokens)

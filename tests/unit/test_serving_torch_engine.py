@@ -4,8 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from contract.engine_suite import (
+from tests.contract.engine_suite import (
     ADAPTERS,
     CONTEXT,
     Completion,
@@ -19,6 +18,7 @@ from contract.engine_suite import (
     write_adapter,
     write_adapters,
 )
+
 from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.engine import Engine
 from smedje.serving.torch_engine import EngineLimits
