@@ -1,4 +1,4 @@
-"""Tiny training runs for tests: a random two-layer model with its own byte-level tokenizer, and chat rows to train on."""
+"""Tiny training runs for tests: a random two-layer model with its own byte-level tokenizer, and chat rows."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from smedje.training.loop import Job, State, StepRecord, train
 from smedje.training.run import prepare
 from smedje.training.spec import DataSpec, LoraSpec, OptimizerSpec, ScheduleSpec, TrainingSpec, spec_to_json
 
-WORDS = "kettle brew filter steam grind water clean pump valve warm light code case order part box".split()
+WORDS = ("kettle", "brew", "filter", "steam", "grind", "water", "clean", "pump", "valve", "warm", "light", "code")
 
 
 def chat_rows(count: int, *, seed: int = 0) -> bytes:
@@ -73,6 +73,7 @@ def bench(root: Path, *, rows: int = 24, family: str = "llama") -> Bench:
         base_model=f"tiny-{family}",
         base_folder=str(base),
         seed=7,
+        today="2026-01-31",
         data=DataSpec(training_key="data/train", validation_fraction=0.25, max_tokens=400),
         n_epochs=2,
         batch_size=4,

@@ -1,5 +1,6 @@
 """The training loop's arithmetic: sums, steps, golden curve, and that every knob acts."""
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from tests.training_runs import Bench, bench, chat_rows
 
 from smedje.data.batches import flat_batch
 from smedje.training.objectives import supervised, to_tensors
 from smedje.training.optimizer import rate_at
 from smedje.training.spec import DataSpec, LoraSpec, OptimizerSpec, ScheduleSpec
-from tests.training_runs import Bench, bench, chat_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "supervised.txt"
 
@@ -152,7 +153,7 @@ def test_schedule_rises_then_falls_to_zero(place: Bench) -> None:
     assert plan.warmup_steps == 3
     assert rates[:3] == pytest.approx([plan.learning_rate * k / 3 for k in (1, 2, 3)])
     assert rates[3] == pytest.approx(plan.learning_rate)
-    assert all(a > b for a, b in zip(rates[3:], rates[4:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[3:]))
     assert rates[-1] < 0.1 * plan.learning_rate
 
 

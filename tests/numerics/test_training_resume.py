@@ -4,13 +4,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from tests.training_runs import Bench, bench
 
 from smedje.errors import NotFound
 from smedje.modeling.adapter import adapter_files
 from smedje.training.checkpoint import STATE_FILE, load_latest_state, load_state, save_state, saved_steps
 from smedje.training.loop import State, train
 from smedje.training.spec import LoraSpec
-from tests.training_runs import Bench, bench
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,9 @@ class Executor(Protocol):
         Raises Unavailable when the worker cannot be started.
         """
 
+    def adopt(self, pid: int) -> dict[str, Any]:
+        """A handle for a worker whose own was never kept, from the process number that it says of itself."""
+
     def alive(self, handle: Mapping[str, Any]) -> bool:
         """Whether this very worker still runs. A finished one, a zombie or another process with its number does not."""
 

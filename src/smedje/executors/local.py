@@ -58,6 +58,10 @@ class LocalExecutor:
         threading.Thread(target=process.wait, name=f"reap-{run_id}", daemon=True).start()
         return handle
 
+    def adopt(self, pid: int) -> dict[str, Any]:
+        """See Executor.adopt."""
+        return {"pid": pid, "started": start_mark(pid)}
+
     def alive(self, handle: Mapping[str, Any]) -> bool:
         """See Executor.alive."""
         return _leader(handle) is not None

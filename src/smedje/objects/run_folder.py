@@ -120,6 +120,10 @@ class RunFolder:
         """The prefix of all saved states of the run."""
         return f"{self._root}/state"
 
+    def has_state(self) -> bool:
+        """Whether the run has saved anything that a later run could continue from."""
+        return bool(self.objects.list(f"{self._root}/state"))
+
     def delete(self) -> None:
         """Remove the whole folder, checkpoints included."""
         self.objects.delete_prefix(self._root)

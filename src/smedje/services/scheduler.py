@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from smedje.domain.ids import RUN, new_id
 from smedje.domain.jobs import FineTuningJob, JobError, JobStatus, advance
@@ -27,7 +26,7 @@ from smedje.store import leases
 from smedje.store import projects as project_rows
 from smedje.store import runs as run_rows
 from smedje.store.leases import Lease
-from smedje.training.spec import spec_to_json
+from smedje.training.spec import TrainingSpec, spec_to_json
 
 log = logging.getLogger("smedje.scheduler")
 ACTIVE = (RunState.STARTING, RunState.RUNNING)
@@ -146,43 +145,44 @@ class Scheduler:
     # Starting
 
     def _start_if_room(self, lease: Lease) -> None:
-        """Start the job's next run unless its last one is still ending, or no slot or memory is free."""
-        job = lease.job
+        """Start a queued job's next run unless its last one is still ending, or no slot or memory is free."""
         with self.ctx.database.transaction() as tx:
             active = run_rows.list_active_runs(tx)
-            runs = run_rows.list_runs(tx, job.id)
-        if len(active) >= self.limits.max_running_jobs or any(run.job_id == job.id for run in active):
+        if len(active) >= self.limits.max_running_jobs or any(run.job_id == lease.job.id for run in active):
             return
-        origin = resolve_origin(self.ctx, job.project_id, job.request.model)
-        spec = build_spec(
-            self.ctx,
-            job,
-            origin,
-            threads=self.limits.threads,
-            earlier_runs=[run.id for run in sorted(runs, key=lambda r: -r.attempt)],
-        )
+        spec = self._next_spec(lease.job)
         need = predicted_memory(spec)
-        if active and need + sum(int(r.handle.get("memory_bytes", 0)) for r in active) > self.limits.memory_bytes:
+        taken = sum(int(run.handle.get("memory_bytes", 0)) for run in active)
+        if active and need + taken > self.limits.memory_bytes:
             return
-        now = self.ctx.seconds()
+        self._start(lease, spec, need)
+
+    def _next_spec(self, job: FineTuningJob) -> TrainingSpec:
+        with self.ctx.database.transaction() as tx:
+            runs = run_rows.list_runs(tx, job.id)
+        origin = resolve_origin(self.ctx, job.project_id, job.request.model)
+        earlier = [run.id for run in reversed(runs)]
+        return build_spec(self.ctx, job, origin, threads=self.limits.threads, earlier_runs=earlier)
+
+    def _start(self, lease: Lease, spec: TrainingSpec, memory_bytes: int) -> None:
+        """Record the run first, then launch it: a server that dies in between finds the run and tries again."""
+        job, now = lease.job, self.ctx.seconds()
         run = Run(
             id=new_id(RUN),
             job_id=job.id,
-            attempt=1 + max((r.attempt for r in runs), default=0),
+            attempt=1 + len(spec.earlier_runs),
             state=RunState.STARTING,
-            executor="local",
-            handle={"memory_bytes": need},
+            executor=self.executor.name,
+            handle={"memory_bytes": memory_bytes},
             started_at=now,
         )
         RunFolder(self.ctx.objects, run.id).write_spec(spec_to_json(spec))
+        moved = advance(job, JobStatus.RUNNING, now=now) if job.status is JobStatus.QUEUED else job
         with self.ctx.database.transaction() as tx:
-            job_rows.save_job(tx, advance(job, JobStatus.RUNNING, now=now), was=JobStatus.QUEUED, fence=lease.fence)
+            job_rows.save_job(tx, moved, was=job.status, fence=lease.fence)
             run_rows.insert_run(tx, run)
             if run.attempt == 1:
                 job_rows.insert_events(tx, [job_event(job.id, now=now, message="Fine-tuning job started")])
-        self._launch(run)
-
-    def _launch(self, run: Run) -> None:
         log_path = self.ctx.home / "logs" / f"{run.id}.log"
         handle = self.executor.start(run.id, [*self.command, "--run", run.id], env=self.worker_env, log=log_path)
         with self.ctx.database.transaction() as tx:
@@ -197,7 +197,8 @@ class Scheduler:
         assert run is not None, "a running job has a run"
         assert project is not None, "a job belongs to a project"
         if run.state not in ACTIVE:
-            self._start_again(lease, run)
+            spec = self._next_spec(lease.job)
+            self._start(lease, spec, predicted_memory(spec))
             return
         run = self._find_worker(run)
         alive = self._is_alive(run)
@@ -231,14 +232,13 @@ class Scheduler:
     def _lost(self, lease: Lease, run: Run) -> None:
         """The worker went away without a result: try again from its saved state, but not for ever."""
         now = self.ctx.seconds()
-        self.executor.stop(run.handle, grace_seconds=0)
+        if run.state is RunState.RUNNING:
+            self.executor.stop(run.handle, grace_seconds=0)
         with self.ctx.database.transaction() as tx:
             run_rows.save_run(tx, replace(run, state=RunState.LOST, ended_at=now))
             fruitless = 0
-            for earlier in sorted(run_rows.list_runs(tx, lease.job.id), key=lambda r: -r.attempt):
-                if earlier.state is not RunState.LOST or self.ctx.objects.list(
-                    RunFolder(self.ctx.objects, earlier.id).state_root()
-                ):
+            for earlier in reversed(run_rows.list_runs(tx, lease.job.id)):
+                if earlier.state is not RunState.LOST or RunFolder(self.ctx.objects, earlier.id).has_state():
                     break
                 fruitless += 1
         if fruitless >= MAX_FRUITLESS_RUNS:
@@ -248,40 +248,15 @@ class Scheduler:
         self._say(lease.job, "The training worker stopped unexpectedly; continuing from its last saved state")
         log.warning("run %s of job %s was lost", run.id, lease.job.id)
 
-    def _start_again(self, lease: Lease, run: Run) -> None:
-        """A running job whose run has ended gets its next run, in the slot that it already holds."""
-        with self.ctx.database.transaction() as tx:
-            runs = run_rows.list_runs(tx, lease.job.id)
-        spec = build_spec(
-            self.ctx,
-            lease.job,
-            resolve_origin(self.ctx, lease.job.project_id, lease.job.request.model),
-            threads=self.limits.threads,
-            earlier_runs=[r.id for r in sorted(runs, key=lambda r: -r.attempt)],
-        )
-        new = Run(
-            id=new_id(RUN),
-            job_id=run.job_id,
-            attempt=run.attempt + 1,
-            state=RunState.STARTING,
-            executor=run.executor,
-            handle={"memory_bytes": run.handle.get("memory_bytes", 0)},
-            started_at=self.ctx.seconds(),
-        )
-        RunFolder(self.ctx.objects, new.id).write_spec(spec_to_json(spec))
-        with self.ctx.database.transaction() as tx:
-            job_rows.save_job(tx, lease.job, was=JobStatus.RUNNING, fence=lease.fence)
-            run_rows.insert_run(tx, new)
-        self._launch(new)
-
     def _find_worker(self, run: Run) -> Run:
         """A run whose handle was never saved (the server died in between) is found by its own heartbeat."""
         if run.state is RunState.RUNNING:
             return run
-        pulse: Mapping[str, Any] | None = RunFolder(self.ctx.objects, run.id).read_heartbeat()
+        pulse = RunFolder(self.ctx.objects, run.id).read_heartbeat()
         if pulse is None:
             return run
-        found = replace(run, state=RunState.RUNNING, handle={**run.handle, **pulse})
+        handle = {**run.handle, **self.executor.adopt(int(pulse["pid"]))}
+        found = replace(run, state=RunState.RUNNING, handle=handle)
         with self.ctx.database.transaction() as tx:
             run_rows.save_run(tx, found)
         return found
@@ -307,8 +282,9 @@ class Scheduler:
                 folder.request(wanted)
             run = self._find_worker(run)
             gone = not self._is_alive(run)
-            if folder.read_result() is None and not gone and wanted is Control.CANCEL:
-                self.executor.stop(run.handle, grace_seconds=STOP_GRACE_SECONDS)
+            late = job.finished_at is not None and self.ctx.now() - job.finished_at > STOP_GRACE_SECONDS
+            if late and not gone and run.state is RunState.RUNNING:
+                self.executor.stop(run.handle, grace_seconds=1)
                 gone = True
             if folder.read_result() is not None or gone:
                 self._close(run, job)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -59,6 +60,7 @@ def build_spec(
         base_model=origin.base_model,
         base_folder=str(installed_folder(ctx.home, origin.base_model)),
         seed=job.request.seed,
+        today=datetime.fromtimestamp(job.created_at, UTC).date().isoformat(),
         data=_data(ctx, job, options),
         n_epochs=number_or_auto(asked.get("n_epochs")),
         batch_size=batch_size,

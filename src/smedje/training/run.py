@@ -6,6 +6,7 @@ Knows object storage, the tokenizer and the decoder; refuses to know run folders
 import math
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, 
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
     base = Path(spec.base_folder)
-    training, validation = load_rows(objects, spec, load_chat_tokenizer(base), cache=cache)
+    training, validation = load_rows(
+        objects, spec, load_chat_tokenizer(base, today=date.fromisoformat(spec.today)), cache=cache
+    )
     plan = resolve_plan(
         rows=len(training.indices),
         n_epochs=spec.n_epochs,

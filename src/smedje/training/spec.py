@@ -53,6 +53,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     base_folder: installed base model on the worker's disk. initial_adapter: object-storage prefix of the adapter
     that training continues from, None for a fresh one. "auto" numbers are resolved by the worker and reported.
+    today: the job's date (ISO 8601), which some chat templates print; fixed, so that a resume renders the same tokens.
     earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
     micro_batch_tokens: most tokens in one flat stream. state_seconds: how often state for an exact resume is saved.
     threads: compute threads; part of the spec because sums depend on it and a resume must repeat them.
@@ -62,6 +63,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     base_model: str
     base_folder: str
     seed: int
+    today: str
     data: DataSpec
     n_epochs: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
