@@ -189,10 +189,7 @@ def checkpoints(job_id: JobId, limit: Limit = 20, as_json: JsonFlag = False) -> 
     if as_json:
         print_json(page)
         return
-    rows = [
-        (c["step_number"], c["metrics"].get("full_valid_loss"), c["fine_tuned_model_checkpoint"], when(c["created_at"]))
-        for c in page["data"]
-    ]
+    rows = [(c["step_number"], _loss(c), c["fine_tuned_model_checkpoint"], when(c["created_at"])) for c in page["data"]]
     print_table(("STEP", "HELD-OUT LOSS", "MODEL", "CREATED"), rows, empty="No checkpoints yet.")
 
 
@@ -266,6 +263,11 @@ def _show(job: Mapping[str, Any], *, as_json: bool) -> None:
             "error": error.get("message"),
         }
     )
+
+
+def _loss(checkpoint: Mapping[str, Any]) -> str | None:
+    loss = checkpoint["metrics"].get("full_valid_loss")
+    return None if loss is None else f"{loss:.4f}"
 
 
 def estimate_fields(estimate: Mapping[str, Any]) -> dict[str, object]:

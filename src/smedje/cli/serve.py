@@ -25,6 +25,10 @@ def serve(
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Listen on an address that other machines can reach.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="A host name of this server, as behind a proxy; repeatable."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start the server; one line with its URL says that it is ready. Ctrl-C stops it."""
@@ -45,7 +49,11 @@ def serve(
 
         from smedje.wiring import build_app
 
-        config = uvicorn.Config(build_app(settings), log_level="warning", access_log=False, server_header=False)
+        # Who may listen beyond this machine has no list of names unless one was given.
+        hosts = allow_host or (["*"] if allow_remote else [])
+        config = uvicorn.Config(
+            build_app(settings, hosts=hosts), log_level="warning", access_log=False, server_header=False
+        )
         server = uvicorn.Server(config)
         asyncio.run(_serve(server, listener, as_json=as_json))
 
