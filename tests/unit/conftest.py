@@ -1,8 +1,3 @@
-"""Fixtures of the unit tests. Shared plumbing lives in modules of the tests folder."""
+"""Fixtures of the unit tests; shared plumbing lives in modules of the tests folder."""
 
-import sys
-from pathlib import Path
-
-TESTS = str(Path(__file__).parents[1])
-if TESTS not in sys.path:
-    sys.path.insert(0, TESTS)
+from tests.databases import *  # noqa: F403

@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.contract.executor_suite import WAIT, ExecutorSuite, within
 
-from contract.executor_suite import WAIT, ExecutorSuite, within
 from smedje.errors import Unavailable
 from smedje.executors.base import Executor, worker_environment
 from smedje.executors.local import LocalExecutor

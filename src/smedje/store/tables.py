@@ -1,0 +1,259 @@
+"""Every table. Knows columns, keys and indexes; knows nothing of queries.
+
+`seq` counts up with every insert, so newest-first lists and their cursors are stable within a second. Every row that
+belongs to a project says so itself. JSON columns hold small facts; bytes live in object storage. Times are Unix
+seconds. A change here needs a migration: a test compares a migrated database with this file.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeEngine
+
+# Number of the newest migration. A test compares it with the files in migrations/versions.
+SCHEMA = "0001"
+
+tables = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _seq() -> "Column[int]":
+    # SQLite counts up, never reusing a number, only in a column of exactly this type.
+    return Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+
+
+def _id() -> "Column[str]":
+    return Column("id", Text, nullable=False, unique=True)
+
+
+def _project() -> "Column[str]":
+    return Column("project_id", Text, ForeignKey("projects.id"), nullable=False)
+
+
+def _job() -> "Column[str]":
+    return Column("job_id", Text, ForeignKey("jobs.id"), nullable=False)
+
+
+def _at(name: str, *, nullable: bool = False) -> "Column[int]":
+    return Column(name, BigInteger, nullable=nullable)
+
+
+def _json() -> TypeEngine[object]:
+    return JSON(none_as_null=True)
+
+
+hubs = Table(
+    "hubs",
+    tables,
+    _seq(),
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("display_name", Text, nullable=False),
+    Column("location", Text, nullable=False),
+    _at("created_at"),
+    sqlite_autoincrement=True,
+)
+
+projects = Table(
+    "projects",
+    tables,
+    _seq(),
+    _id(),
+    Column("hub_id", Text, ForeignKey("hubs.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    _at("created_at"),
+    UniqueConstraint("hub_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+# The secret itself is nowhere; sha256 is the hex digest by which a caller's key is found.
+api_keys = Table(
+    "api_keys",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("last_four", Text, nullable=False),
+    Column("sha256", Text, nullable=False, unique=True),
+    _at("created_at"),
+    _at("expires_at", nullable=True),
+    _at("revoked_at", nullable=True),
+    Index(None, "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+files = Table(
+    "files",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False, index=True),
+    Column("status", Text, nullable=False),
+    _at("created_at"),
+    Column("status_details", Text),
+    Column("examples", BigInteger),
+    _at("expires_at", nullable=True),
+    Index(None, "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# owner, lease_until and fence: which scheduler supervises the job, until when, and how often that has changed.
+jobs = Table(
+    "jobs",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    Column("status", Text, nullable=False),
+    Column("request", _json(), nullable=False),
+    Column("metadata", _json()),
+    _at("created_at"),
+    Column("resolved", _json()),
+    _at("started_at", nullable=True),
+    _at("finished_at", nullable=True),
+    _at("estimated_finish", nullable=True),
+    Column("trained_tokens", BigInteger),
+    Column("fine_tuned_model", Text),
+    Column("result_files", _json(), nullable=False),
+    Column("error", _json()),
+    Column("owner", Text),
+    Column("lease_until", Float(53)),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Index(None, "project_id", "seq"),
+    Index(None, "status", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# step is set for metrics alone: one row for each step, however often a resumed run repeats it.
+job_events = Table(
+    "job_events",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    _job(),
+    _at("created_at"),
+    Column("level", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("data", _json()),
+    Column("step", BigInteger),
+    UniqueConstraint("job_id", "step"),
+    Index(None, "job_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    _job(),
+    Column("step", BigInteger, nullable=False),
+    Column("model_name", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("metrics", _json(), nullable=False),
+    _at("created_at"),
+    UniqueConstraint("job_id", "step"),
+    UniqueConstraint("project_id", "model_name"),
+    Index(None, "job_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+runs = Table(
+    "runs",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    _job(),
+    Column("attempt", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("executor", Text, nullable=False),
+    Column("handle", _json(), nullable=False),
+    _at("started_at"),
+    Column("events_cursor", Text, nullable=False),
+    _at("ended_at", nullable=True),
+    UniqueConstraint("job_id", "attempt"),
+    Index(None, "state", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# id is the model's name, unique in its project.
+fine_tuned_models = Table(
+    "fine_tuned_models",
+    tables,
+    _seq(),
+    Column("id", Text, nullable=False),
+    _project(),
+    Column("base_model", Text, nullable=False),
+    _job(),
+    Column("suffix", Text, nullable=False),
+    Column("checkpoint_key", Text, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    _at("created_at"),
+    UniqueConstraint("project_id", "id"),
+    Index(None, "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+deployments = Table(
+    "deployments",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    Column("name", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("base_model", Text, nullable=False),
+    Column("adapter_key", Text),
+    Column("status", Text, nullable=False),
+    _at("created_at"),
+    Column("error", Text),
+    UniqueConstraint("project_id", "name"),
+    Index(None, "project_id", "model"),
+    sqlite_autoincrement=True,
+)
+
+usage = Table(
+    "usage",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    Column("key_id", Text),
+    Column("kind", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    _at("created_at"),
+    Index(None, "project_id", "created_at"),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,211 @@
+CREATE TABLE hubs (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    display_name TEXT NOT NULL,
+    location TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_hubs PRIMARY KEY (seq),
+    CONSTRAINT uq_hubs_id UNIQUE (id),
+    CONSTRAINT uq_hubs_name UNIQUE (name)
+);
+
+CREATE TABLE projects (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    hub_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_projects PRIMARY KEY (seq),
+    CONSTRAINT uq_projects_hub_id_name UNIQUE (hub_id, name),
+    CONSTRAINT uq_projects_id UNIQUE (id),
+    CONSTRAINT fk_projects_hub_id FOREIGN KEY(hub_id) REFERENCES hubs (id)
+);
+
+CREATE TABLE api_keys (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    prefix TEXT NOT NULL,
+    last_four TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT,
+    revoked_at BIGINT,
+    CONSTRAINT pk_api_keys PRIMARY KEY (seq),
+    CONSTRAINT uq_api_keys_id UNIQUE (id),
+    CONSTRAINT fk_api_keys_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT uq_api_keys_sha256 UNIQUE (sha256)
+);
+
+CREATE INDEX ix_api_keys_project_id_seq ON api_keys (project_id, seq);
+
+CREATE TABLE deployments (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    model TEXT NOT NULL,
+    base_model TEXT NOT NULL,
+    adapter_key TEXT,
+    status TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    error TEXT,
+    CONSTRAINT pk_deployments PRIMARY KEY (seq),
+    CONSTRAINT uq_deployments_project_id_name UNIQUE (project_id, name),
+    CONSTRAINT uq_deployments_id UNIQUE (id),
+    CONSTRAINT fk_deployments_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_deployments_project_id_model ON deployments (project_id, model);
+
+CREATE TABLE files (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    filename TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    bytes BIGINT NOT NULL,
+    sha256 TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    status_details TEXT,
+    examples BIGINT,
+    expires_at BIGINT,
+    CONSTRAINT pk_files PRIMARY KEY (seq),
+    CONSTRAINT uq_files_id UNIQUE (id),
+    CONSTRAINT fk_files_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_files_project_id_seq ON files (project_id, seq);
+
+CREATE INDEX ix_files_sha256 ON files (sha256);
+
+CREATE TABLE jobs (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    request JSON NOT NULL,
+    metadata JSON,
+    created_at BIGINT NOT NULL,
+    resolved JSON,
+    started_at BIGINT,
+    finished_at BIGINT,
+    estimated_finish BIGINT,
+    trained_tokens BIGINT,
+    fine_tuned_model TEXT,
+    result_files JSON NOT NULL,
+    error JSON,
+    owner TEXT,
+    lease_until FLOAT(53),
+    fence BIGINT DEFAULT '0' NOT NULL,
+    CONSTRAINT pk_jobs PRIMARY KEY (seq),
+    CONSTRAINT uq_jobs_id UNIQUE (id),
+    CONSTRAINT fk_jobs_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_jobs_project_id_seq ON jobs (project_id, seq);
+
+CREATE INDEX ix_jobs_status_seq ON jobs (status, seq);
+
+CREATE TABLE usage (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    key_id TEXT,
+    kind TEXT NOT NULL,
+    model TEXT NOT NULL,
+    prompt_tokens BIGINT NOT NULL,
+    completion_tokens BIGINT NOT NULL,
+    trained_tokens BIGINT NOT NULL,
+    seconds FLOAT(53) NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_usage PRIMARY KEY (seq),
+    CONSTRAINT uq_usage_id UNIQUE (id),
+    CONSTRAINT fk_usage_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_usage_project_id_created_at ON usage (project_id, created_at);
+
+CREATE TABLE checkpoints (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    step BIGINT NOT NULL,
+    model_name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    metrics JSON NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_checkpoints PRIMARY KEY (seq),
+    CONSTRAINT uq_checkpoints_job_id_step UNIQUE (job_id, step),
+    CONSTRAINT uq_checkpoints_project_id_model_name UNIQUE (project_id, model_name),
+    CONSTRAINT uq_checkpoints_id UNIQUE (id),
+    CONSTRAINT fk_checkpoints_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_checkpoints_job_id FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+
+CREATE INDEX ix_checkpoints_job_id_seq ON checkpoints (job_id, seq);
+
+CREATE TABLE fine_tuned_models (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    base_model TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    suffix TEXT NOT NULL,
+    checkpoint_key TEXT NOT NULL,
+    step BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_fine_tuned_models PRIMARY KEY (seq),
+    CONSTRAINT uq_fine_tuned_models_project_id_id UNIQUE (project_id, id),
+    CONSTRAINT fk_fine_tuned_models_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_fine_tuned_models_job_id FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+
+CREATE INDEX ix_fine_tuned_models_project_id_seq ON fine_tuned_models (project_id, seq);
+
+CREATE TABLE job_events (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    level TEXT NOT NULL,
+    message TEXT NOT NULL,
+    type TEXT NOT NULL,
+    data JSON,
+    step BIGINT,
+    CONSTRAINT pk_job_events PRIMARY KEY (seq),
+    CONSTRAINT uq_job_events_job_id_step UNIQUE (job_id, step),
+    CONSTRAINT uq_job_events_id UNIQUE (id),
+    CONSTRAINT fk_job_events_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_job_events_job_id FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+
+CREATE INDEX ix_job_events_job_id_seq ON job_events (job_id, seq);
+
+CREATE TABLE runs (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    executor TEXT NOT NULL,
+    handle JSON NOT NULL,
+    started_at BIGINT NOT NULL,
+    events_cursor TEXT NOT NULL,
+    ended_at BIGINT,
+    CONSTRAINT pk_runs PRIMARY KEY (seq),
+    CONSTRAINT uq_runs_job_id_attempt UNIQUE (job_id, attempt),
+    CONSTRAINT uq_runs_id UNIQUE (id),
+    CONSTRAINT fk_runs_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_runs_job_id FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+
+CREATE INDEX ix_runs_state_seq ON runs (state, seq);
