@@ -3,9 +3,9 @@
 `IGNORED_FIELDS` is the whole truth about what is accepted without effect; nothing else may be.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from smedje.errors import UnsupportedField
 
@@ -47,6 +47,17 @@ UNSUPPORTED_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "integrations": ([],),
     },
 }
+
+
+T = TypeVar("T")
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# For answers: a field that OpenAI calls optional but not nullable is left out rather than sent as null.
+Absent = Annotated[T, Field(exclude_if=_is_none)]
 
 
 class Body(BaseModel):

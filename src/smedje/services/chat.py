@@ -241,6 +241,7 @@ class Chat:
             stop_ids=frozenset(prepared.tokenizer.stop_ids),
         )
         chunks = self._pool.generate(prepared.resolved.base_model, prepared.folder, generation)
+        assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
         async with aclosing(chunks):
             async for chunk in chunks:
                 prepared.counts[index] = prepared.counts.get(index, 0) + len(chunk.tokens)

@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from smedje.api.auth import CanReadFiles, CanWriteFiles
+from smedje.api.bodies import Absent
 from smedje.api.multipart import FormReader, boundary_of
 from smedje.api.paging import Page, page, refuse_unknown_query
 from smedje.api.state import Using, context
@@ -55,11 +56,11 @@ class FileObject(BaseModel):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None
+    expires_at: Absent[int | None] = None
     filename: str
     purpose: str
     status: str
-    status_details: str | None
+    status_details: Absent[str | None] = None
 
 
 class FileDeleted(BaseModel):
