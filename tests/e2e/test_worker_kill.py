@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.training_runs import Bench, bench
 
 from smedje.domain.runs import Control, Outcome
 from smedje.objects.run_folder import RunFolder
 from smedje.training.checkpoint import saved_steps
 from smedje.training.spec import LoraSpec
-from tests.training_runs import Bench, bench
 
 STEPS = 40
 
