@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
@@ -98,6 +100,7 @@ def make_app(ctx: Context) -> FastAPI:
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """The application behind a real socket; its base URL. Connections made before it is ready wait in the backlog."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)

@@ -31,14 +31,13 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         description="Fine-tuning, serving and evaluation of small language models on your own machines.",
         docs_url=None,
         redoc_url=None,
-        max_body_size=JSON_BYTES,
         lifespan=_lifespan(running),
     )
     app.state.services = services
     for part in (health, files, fine_tuning, models, chat, deployments, catalog, estimate, reports):
         app.include_router(part.router)
     errors.install(app)
-    app.add_middleware(Edge, hosts=tuple(hosts))
+    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes={"": JSON_BYTES, files.PATH: files.BODY_BYTES})
     check_routes(app)
     return app
 

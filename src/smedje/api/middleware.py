@@ -1,18 +1,19 @@
-"""The outermost layer of the API: request ids, the Host allow-list, security headers, and the last safety net.
+"""The outermost layer of the API: request ids, Host allow-list, body limits, security headers, the last safety net.
 
 A plain ASGI wrapper, so that streams pass through it untouched. Knows nothing of routes.
 """
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smedje.api.errors import server_error, to_response
-from smedje.errors import InvalidRequest
+from smedje.errors import InvalidRequest, SmedjeError, TooLarge
 
 # Names under which a loopback server may be asked; anything else may be a web page that rebinds its own name to us.
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "testserver")
@@ -30,10 +31,15 @@ log = structlog.get_logger("smedje.api")
 
 
 class Edge:
-    """Wraps the whole application. hosts: names allowed in the Host header besides the local ones; "*" allows any."""
+    """Wraps the whole application.
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
+    hosts: names allowed in the Host header besides the local ones; "*" allows any. body_bytes: the longest body,
+    by path, with "" for every other path.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], body_bytes: Mapping[str, int]) -> None:
         self.app = app
+        self.body_bytes = dict(body_bytes)
         self.hosts = frozenset(name.lower() for name in (*LOCAL_HOSTS, *hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,12 +60,12 @@ class Edge:
                     headers.setdefault(name, value)
             await send(message)
 
-        host = Headers(scope=scope).get("host", "")
+        limit = self.body_bytes.get(scope["path"], self.body_bytes[""])
         try:
-            if "*" not in self.hosts and _without_port(host) not in self.hosts:
-                await to_response(_wrong_host(host))(scope, receive, send_with_headers)
+            if (refusal := self._refusal(scope, limit)) is not None:
+                await to_response(refusal)(scope, receive, send_with_headers)
             else:
-                await self.app(scope, receive, send_with_headers)
+                await self.app(scope, _limited(receive, limit), send_with_headers)
         except Exception:
             log.exception("unforeseen error", request_id=request_id, method=scope["method"], path=scope["path"])
             if status:
@@ -75,6 +81,32 @@ class Edge:
                 status=status,
                 seconds=round(time.perf_counter() - begun, 4),
             )
+
+    def _refusal(self, scope: Scope, limit: int) -> SmedjeError | None:
+        """What the headers alone make impossible."""
+        headers = Headers(scope=scope)
+        host, length = headers.get("host", ""), headers.get("content-length", "")
+        if "*" not in self.hosts and _without_port(host) not in self.hosts:
+            return _wrong_host(host)
+        if length.isdigit() and int(length) > limit:
+            return TooLarge(f"The request body has {length} bytes; this route takes at most {limit}.")
+        return None
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """`receive` that raises a 413 once more than `limit` bytes of body have come, whatever the headers said."""
+    total = 0
+
+    async def counting() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            # The framework passes this class on from wherever it reads the body; others become a 400.
+            raise HTTPException(413)
+        return message
+
+    return counting
 
 
 def _without_port(host: str) -> str:

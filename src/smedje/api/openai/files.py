@@ -19,6 +19,8 @@ from smedje.services import files as service
 
 # Room for the form around the file: boundaries, headers and the small fields.
 FORM_BYTES = 64 * 1024
+BODY_BYTES = service.LIMIT_BYTES + FORM_BYTES
+PATH = "/v1/files"
 WRITE_BYTES = 1024 * 1024
 FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 LIST_QUERY = frozenset({"purpose", "limit", "after", "order"})
@@ -46,7 +48,7 @@ MULTIPART_SCHEMA = {
     }
 }
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix=PATH, tags=["files"])
 
 
 class FileObject(BaseModel):
@@ -85,12 +87,9 @@ def to_object(file: File) -> FileObject:
     )
 
 
-@router.post("", openapi_extra=MULTIPART_SCHEMA, max_body_size=service.LIMIT_BYTES + FORM_BYTES)
+@router.post("", openapi_extra=MULTIPART_SCHEMA)
 async def create_file(caller: CanWriteFiles, request: Request) -> FileObject:
     """Upload a file. Its status is `processed` or `error` when this answers; the report says why."""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > service.LIMIT_BYTES + FORM_BYTES:
-        raise service.too_large(service.LIMIT_BYTES)
     form = FormReader(boundary_of(request.headers.get("content-type", "")))
     upload = await run_in_threadpool(service.Upload, context(request))
     try:
