@@ -15,7 +15,7 @@ from typing import Any
 from smedje.errors import UnsupportedField
 from smedje.modeling.folder import write_json
 from smedje.modeling.gguf_file import GgufFile, GgufTensor, broken, read_gguf, read_tensor
-from smedje.modeling.gguf_tokenizer import write_gguf_tokenizer
+from smedje.modeling.gguf_tokenizer import token_id, write_gguf_tokenizer
 from smedje.modeling.sources.progress import PullProgress
 from smedje.modeling.tensor_file import TensorWriter
 
@@ -89,6 +89,13 @@ def _architecture(file: GgufFile) -> Architecture:
             code="unsupported_architecture",
             param=file.path.name,
         )
+    parts = file.values.get("split.count", 0)
+    if parts and parts != 1:
+        raise UnsupportedField(
+            f"{file.path.name} is one part of {parts}. Join the parts first, with llama-gguf-split --merge.",
+            code="unsupported_architecture",
+            param=file.path.name,
+        )
     return ARCHITECTURES[name]
 
 
@@ -109,8 +116,8 @@ def _config(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
         "num_key_value_heads": _number(file, "attention.head_count_kv", default=heads),
         "max_position_embeddings": _number(file, "context_length"),
         "hidden_act": "silu",
-        "rms_norm_eps": shortest(values.get(f"{prefix}.attention.layer_norm_rms_epsilon", 1e-5)),
-        "rope_theta": shortest(values.get(f"{prefix}.rope.freq_base", 10000.0)),
+        "rms_norm_eps": _real(file, "attention.layer_norm_rms_epsilon", default=1e-5),
+        "rope_theta": _real(file, "rope.freq_base", default=10000.0),
         "rope_scaling": None,
         "attention_dropout": 0.0,
         "vocab_size": embedding.shape[0],
@@ -127,7 +134,7 @@ def _config(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
     if scaling not in ("none", "") or ROPE_TENSORS & file.tensors.keys():
         raise _unsupported_rope(file, f"scaled rotary positions ({scaling})")
     for field, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        config[f"{field}_token_id"] = values.get(f"tokenizer.ggml.{role}_token_id")
+        config[f"{field}_token_id"] = token_id(file, role)
     if config["pad_token_id"] is None:
         config["pad_token_id"] = config["eos_token_id"]
     return config
@@ -148,11 +155,20 @@ def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(file: GgufFile, key: str, *, default: int | None = None) -> int:
+    # A million is far above any real size and far below what would hurt to count to.
     key = f"{file.values['general.architecture']}.{key}"
     value = file.values.get(key, default)
-    if type(value) is not int or not 0 < value <= 1 << 31:
+    if type(value) is not int or not 0 < value <= 1 << 20:
         raise broken(file.path, f"its {key} is {value!r}, not a positive whole number")
     return value
+
+
+def _real(file: GgufFile, key: str, *, default: float) -> float:
+    key = f"{file.values['general.architecture']}.{key}"
+    value = file.values.get(key, default)
+    if type(value) is not float or not 0 < value < 1e12:
+        raise broken(file.path, f"its {key} is {value!r}, not a positive number")
+    return shortest(value)
 
 
 def _target_name(file: GgufFile, architecture: Architecture, tensor: GgufTensor) -> str:
@@ -187,6 +203,8 @@ def _check_shapes(file: GgufFile, config: dict[str, Any], named: dict[str, GgufT
         "mlp.down_proj": (hidden, inner),
     }
     parts = ARCHITECTURES[file.values["general.architecture"]].names.values()
+    if layers * len(parts) > len(named):
+        raise broken(file.path, f"it claims {layers:,} layers and has {len(named):,} tensors")
     for name in [f"model.layers.{i}.{part}.weight" for i in range(layers) for part in parts] + ["model.norm.weight"]:
         if name not in named:
             raise broken(file.path, f"the tensor for {name} is missing")

@@ -26,14 +26,14 @@ def write_gguf_tokenizer(file: GgufFile, folder: Path, *, context_tokens: int) -
     """Write tokenizer.json and tokenizer_config.json. Raises UnsupportedField for a tokenizer that is not known."""
     values = file.values
     kind = values.get("tokenizer.ggml.model")
-    tokens = values.get("tokenizer.ggml.tokens")
-    types = values.get("tokenizer.ggml.token_type") or [1] * len(tokens or ())
-    if not isinstance(tokens, list) or not tokens or len(types) != len(tokens):
+    tokens = _items(file, "tokens", str)
+    types = _items(file, "token_type", int)
+    if not tokens or types is None or len(types) != len(tokens):
         raise broken(file.path, "its list of tokens is missing or does not match their types")
     if len(set(tokens)) != len(tokens):
         raise broken(file.path, "its list of tokens has the same text twice")
     if kind == "gpt2":
-        tokenizer = _byte_level(values, tokens)
+        tokenizer = _byte_level(file, tokens)
     elif kind == "llama":
         tokenizer = _sentence_piece(file, tokens)
     else:
@@ -57,13 +57,13 @@ def write_gguf_tokenizer(file: GgufFile, folder: Path, *, context_tokens: int) -
         if types[number] in (CONTROL, USER_DEFINED)
     ]
     if _adds_bos(values):
-        tokenizer["post_processor"] = _bos_template(tokens, values["tokenizer.ggml.bos_token_id"])
+        tokenizer["post_processor"] = _bos_template(tokens, token_id(file, "bos") or 0)
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(file, tokens, context_tokens))
 
 
-def _byte_level(values: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
-    name = values.get("tokenizer.ggml.pre", "default")
+def _byte_level(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
+    name = file.values.get("tokenizer.ggml.pre", "default")
     known: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
         "smollm": (None, _sequence(DIGITS, BYTE_LEVEL)),
         "starcoder": (None, _sequence(DIGITS, BYTE_LEVEL)),
@@ -78,16 +78,18 @@ def _byte_level(values: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
             code="unsupported_tokenizer",
         )
     normalizer, pre_tokenizer = known[name]
-    merges = values.get("tokenizer.ggml.merges") or []
+    merges = _items(file, "merges", str)
+    if merges is None:
+        raise broken(file.path, "its tokenizer has no merges")
     model = _bpe(tokens, merges) | {"ignore_merges": name == "llama-bpe"}
     return _pipeline(model, normalizer=normalizer, pre_tokenizer=pre_tokenizer, decoder=BYTE_LEVEL)
 
 
 def _sentence_piece(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
-    scores = file.values.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    scores = _items(file, "scores", float)
+    if scores is None or len(scores) != len(tokens):
         raise broken(file.path, "its SentencePiece tokens have no scores")
-    unknown = tokens[_token_id(file, "unknown", default=0, count=len(tokens))]
+    unknown = tokens[token_id(file, "unknown") or 0]
     model = _bpe(tokens, sentence_piece_merges(tokens, scores))
     model |= {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
     prefix = file.values.get("tokenizer.ggml.add_space_prefix", True)
@@ -108,16 +110,17 @@ def _sentence_piece(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
 def sentence_piece_merges(tokens: list[str], scores: list[float]) -> list[str]:
     """BPE merges of a SentencePiece BPE model: every split of a piece into two pieces, best score first.
 
+    Splits of one piece keep the order of their left parts' ids. For Llama 2 this gives the published list exactly.
     Source: transformers, convert_slow_tokenizer.generate_merges.
     """
     ids = {text: number for number, text in enumerate(tokens)}
-    found: list[tuple[float, int, int, str]] = []
+    found: list[tuple[float, str]] = []
     for text, score in zip(tokens, scores, strict=True):
         splits = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in ids and text[i:] in ids]
         splits.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found.extend((score, len(left), len(right), f"{left} {right}") for left, right in splits)
-    found.sort(key=lambda entry: entry[:3], reverse=True)
-    return [entry[3] for entry in found]
+        found.extend((-score, f"{left} {right}") for left, right in splits)
+    found.sort(key=lambda entry: entry[0])
+    return [merge for _, merge in found]
 
 
 def _bpe(tokens: list[str], merges: list[str]) -> dict[str, Any]:
@@ -182,11 +185,21 @@ def _bos_template(tokens: list[str], bos: int) -> dict[str, Any]:
     }
 
 
-def _token_id(file: GgufFile, role: str, *, default: int, count: int) -> int:
-    number = file.values.get(f"tokenizer.ggml.{role}_token_id", default)
-    if type(number) is not int or not 0 <= number < count:
+def token_id(file: GgufFile, role: str) -> int | None:
+    """The id of the bos, eos, padding or unknown token, None when the file names none.
+
+    Raises InvalidRequest when it is not the place of a token.
+    """
+    number = file.values.get(f"tokenizer.ggml.{role}_token_id")
+    count = len(file.values.get("tokenizer.ggml.tokens", ()))
+    if number is not None and (type(number) is not int or not 0 <= number < count):
         raise broken(file.path, f"its {role} token id is {number!r} and it has {count:,} tokens")
     return number
+
+
+def _items(file: GgufFile, key: str, kind: type) -> list[Any] | None:
+    value = file.values.get(f"tokenizer.ggml.{key}")
+    return value if isinstance(value, list) and all(type(item) is kind for item in value) else None
 
 
 def _tokenizer_config(file: GgufFile, tokens: list[str], context_tokens: int) -> dict[str, Any]:
@@ -198,8 +211,9 @@ def _tokenizer_config(file: GgufFile, tokens: list[str], context_tokens: int) ->
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     for field, role in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        if f"tokenizer.ggml.{role}_token_id" in file.values:
-            config[f"{field}_token"] = tokens[_token_id(file, role, default=0, count=len(tokens))]
+        number = token_id(file, role)
+        if number is not None:
+            config[f"{field}_token"] = tokens[number]
     if "pad_token" not in config and "eos_token" in config:
         config["pad_token"] = config["eos_token"]
     template = file.values.get("tokenizer.chat_template")

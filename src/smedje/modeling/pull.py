@@ -29,7 +29,7 @@ from smedje.modeling.folder import (
     write_manifest,
 )
 from smedje.modeling.phi3_tokenizer import VOCABULARY_SOURCES, write_phi3_tokenizer
-from smedje.modeling.sources.files import check_config, settings_files, weight_files
+from smedje.modeling.sources.files import check_config, check_tokenizer, settings_files, weight_files
 from smedje.modeling.sources.gguf import fetch_gguf
 from smedje.modeling.sources.hub import fetch_hub
 from smedje.modeling.sources.local import fetch_folder
@@ -215,6 +215,7 @@ def _install(plan: PullPlan, where: str, partial: Path, folder: Path) -> Iterato
     names = [file.name for file in partial.iterdir() if file.is_file()]
     settings_files(names, where=where)
     check_config(partial, where=where)
+    check_tokenizer(partial, where=where)
     for weights in weight_files(partial, where=where):
         read_tensor_header(partial / weights)
     yield PullProgress(stage="installing")

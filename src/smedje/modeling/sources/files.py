@@ -99,6 +99,19 @@ def weight_files(folder: Path, *, where: str) -> tuple[str, ...]:
     return tuple(shards)
 
 
+def check_tokenizer(folder: Path, *, where: str) -> None:
+    """Raises InvalidRequest when the folder's tokenizer.json cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:
+        # The library raises nothing more precise.
+        raise InvalidRequest(
+            f"tokenizer.json of {where} cannot be read: {error}.", code="invalid_model_file", param=TOKENIZER
+        ) from None
+
+
 def check_config(folder: Path, *, where: str) -> dict[str, Any]:
     """The folder's config.json as a value.
 
