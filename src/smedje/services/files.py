@@ -54,6 +54,7 @@ class Upload:
         self._limit = limit
         self._digest = hashlib.sha256()
         self._key = INCOMING + new_id("in-")
+        self._landed = False
         self._open = ExitStack()
         self._out = self._open.enter_context(ctx.objects.writer(self._key))
 
@@ -68,7 +69,8 @@ class Upload:
     def abort(self) -> None:
         """Drop everything. Harmless after `finish`."""
         self._open.__exit__(_Abandoned, _Abandoned(), None)
-        self._ctx.objects.delete(self._key)
+        if self._landed:
+            self._ctx.objects.delete(self._key)
 
     def finish(self, project: Project, form: FileForm) -> File:
         """The file, validated: its status is `processed` or `error`, its report is stored.
@@ -78,7 +80,9 @@ class Upload:
         try:
             file = self._described(project, form)
             self._open.close()
+            self._landed = True
             self._ctx.objects.rename(self._key, content_key(file.sha256))
+            self._landed = False
         except BaseException:
             self.abort()
             raise

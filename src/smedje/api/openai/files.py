@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import anyio
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -96,8 +97,8 @@ async def create_file(caller: CanWriteFiles, request: Request) -> FileObject:
         await _receive(request, form, upload)
         return to_object(await run_in_threadpool(_finish, caller.project, form, upload))
     except BaseException:
-        # Not awaited: a cancelled request cannot await, and dropping a staged file takes no time.
-        upload.abort()
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(upload.abort)
         raise
 
 
