@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from smedje.errors import Conflict, InternalError, InvalidRequest, OutOfStorage, SmedjeError, Unavailable
@@ -176,7 +176,7 @@ def _to_json(value: object) -> str:
 
 def _explained(error: SQLAlchemyError) -> SmedjeError:
     """Our error for a database's. The original text stays in the chain: it may quote what people sent."""
-    origin = error.orig if isinstance(error, DBAPIError) else None
+    origin = getattr(error, "orig", None)
     words, state = str(origin).lower(), str(getattr(origin, "sqlstate", None) or "")
     if isinstance(error, IntegrityError):
         if state == "23505" or "unique constraint" in words:
@@ -186,7 +186,7 @@ def _explained(error: SQLAlchemyError) -> SmedjeError:
         return OutOfStorage("The database's disk is full; nothing was changed. Free some space, then try again.")
     if isinstance(error, PoolTimeout) or "locked" in words or state in ("55P03", "40001", "40P01"):
         return Unavailable("The database is busy; nothing was changed. Try again.", code="database_busy")
-    if state.startswith("22") or isinstance(origin, UnicodeError):
+    if state.startswith("22") or isinstance(error, DataError) or isinstance(origin, UnicodeError):
         return InvalidRequest("A text or number in the request cannot be stored.", code="invalid_value")
     if state and not state.startswith(("08", "25", "53", "57", "28", "3D")):
         return InternalError(f"The database refused a statement ({state}).", code="database_failed")

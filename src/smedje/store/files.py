@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, text, update
 
 from smedje.domain.files import File, FilePurpose, FileStatus
 from smedje.errors import NotFound
-from smedje.store.paging import page
+from smedje.store.paging import Listing, page
 from smedje.store.tables import files
 
 
@@ -33,8 +33,8 @@ def list_files(
 ) -> list[File]:
     """At most `limit` files, newest first or oldest first (order "asc"). Raises NotFound for an unknown `after`."""
     filters = [] if purpose is None else [files.c.purpose == purpose.value]
-    scope = [files.c.project_id == project_id]
-    return [_file(row) for row in page(tx, files, scope, filters=filters, after=after, limit=limit, order=order)]
+    listing = Listing(table=files, scope=[files.c.project_id == project_id], filters=filters)
+    return [_file(row) for row in page(tx, listing, after=after, limit=limit, order=order)]
 
 
 def save_file(tx: Connection, file: File) -> None:

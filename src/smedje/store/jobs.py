@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Text, cast, exists, func,
 
 from smedje.domain.jobs import Checkpoint, FineTuningJob, JobError, JobEvent, JobRequest, JobStatus
 from smedje.errors import Conflict, NotFound
-from smedje.store.paging import insert_if_new, page, plain
+from smedje.store.paging import Listing, insert_if_new, page, plain
 from smedje.store.tables import checkpoints, job_events, jobs
 
 
@@ -47,9 +47,9 @@ def list_jobs(
 
     metadata: only jobs that carry all these pairs; an empty mapping means only jobs without metadata.
     """
-    scope = [jobs.c.project_id == project_id]
     filters = [] if metadata is None else _metadata_filters(tx, metadata)
-    return [to_job(row) for row in page(tx, jobs, scope, filters=filters, after=after, limit=limit)]
+    listing = Listing(table=jobs, scope=[jobs.c.project_id == project_id], filters=filters)
+    return [to_job(row) for row in page(tx, listing, after=after, limit=limit)]
 
 
 def save_job(tx: Connection, job: FineTuningJob, *, was: JobStatus, fence: int | None = None) -> None:
@@ -87,7 +87,8 @@ def insert_step_event(tx: Connection, event: JobEvent, step: int) -> bool:
 
 def list_events(tx: Connection, job_id: str, *, after: str | None = None, limit: int) -> list[JobEvent]:
     """At most `limit` events, newest first. Raises NotFound for an `after` that is no event of this job."""
-    return [_event(row) for row in page(tx, job_events, [job_events.c.job_id == job_id], after=after, limit=limit)]
+    listing = Listing(table=job_events, scope=[job_events.c.job_id == job_id])
+    return [_event(row) for row in page(tx, listing, after=after, limit=limit)]
 
 
 def list_step_events(tx: Connection, job_id: str) -> list[JobEvent]:
@@ -105,8 +106,9 @@ def list_checkpoints(
     tx: Connection, project_id: str, job_id: str, *, after: str | None = None, limit: int
 ) -> list[Checkpoint]:
     """At most `limit` of a job's checkpoints, newest first. Raises NotFound for an unknown `after`."""
-    scope = [checkpoints.c.project_id == project_id, checkpoints.c.job_id == job_id]
-    return [_checkpoint(row) for row in page(tx, checkpoints, scope, after=after, limit=limit)]
+    ours = [checkpoints.c.project_id == project_id, checkpoints.c.job_id == job_id]
+    listing = Listing(table=checkpoints, scope=ours)
+    return [_checkpoint(row) for row in page(tx, listing, after=after, limit=limit)]
 
 
 def find_checkpoint(tx: Connection, project_id: str, model_name: str) -> Checkpoint | None:

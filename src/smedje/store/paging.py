@@ -1,6 +1,7 @@
 """Small pieces that the queries share: pages by cursor and inserts that leave an existing row alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, select
@@ -9,23 +10,26 @@ from sqlalchemy.dialects import postgresql, sqlite
 from smedje.errors import NotFound
 
 
-def page(
-    tx: Connection,
-    table: Table,
-    scope: Sequence[ColumnElement[bool]],
-    *,
-    filters: Sequence[ColumnElement[bool]] = (),
-    after: str | None,
-    limit: int,
-    order: str = "desc",
-) -> Sequence[Row[Any]]:
-    """At most `limit` rows that meet `scope` and `filters`, newest first or oldest first (order "asc").
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What is listed: the rows of `table` that meet `scope` and `filters`.
 
-    after: id of the last row already seen; it must meet `scope` but need not meet `filters`. Raises NotFound when no
-    such row does.
+    A cursor must meet `scope` (whose rows they are) but need not meet `filters` (which of them are wanted).
     """
+
+    table: Table
+    scope: Sequence[ColumnElement[bool]]
+    filters: Sequence[ColumnElement[bool]] = ()
+
+
+def page(tx: Connection, listing: Listing, *, after: str | None, limit: int, order: str = "desc") -> Sequence[Row[Any]]:
+    """At most `limit` rows, newest first or oldest first (order "asc").
+
+    after: id of the last row already seen. Raises NotFound when nothing in scope has it.
+    """
+    table, scope = listing.table, listing.scope
     newest_first = order == "desc"
-    query = select(table).where(*scope, *filters).limit(limit)
+    query = select(table).where(*scope, *listing.filters).limit(limit)
     if after is not None:
         seen = tx.scalar(select(table.c.seq).where(*scope, table.c.id == after))
         if seen is None:
