@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket as socketlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ class EngineServer:
         The socket appears, for this user alone, when requests can be taken. An error in a step is raised: an engine
         in an unknown state serves nobody.
         """
-        server = await asyncio.start_unix_server(self._accept, socket, limit=MAX_LINE_BYTES, backlog=BACKLOG)
-        socket.chmod(0o600)
+        listener = _listen(socket)
+        server = await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_LINE_BYTES, backlog=BACKLOG)
         stepping = asyncio.create_task(asyncio.to_thread(self._step_until_closed, asyncio.get_running_loop()))
         draining = asyncio.create_task(drain.wait())
         try:
@@ -106,6 +107,18 @@ class EngineServer:
             hanging_up.cancel()
             del self._queues[request_id]
             self._engine.cancel(request_id)
+
+
+def _listen(path: Path) -> socketlib.socket:
+    """A listening socket that appears at `path` in one go: for this user alone, and able to take connections."""
+    listener = socketlib.socket(socketlib.AF_UNIX)
+    # Between bind and listen a socket refuses connections, so it gets its name afterwards.
+    unnamed = path.with_name(path.name + "~")
+    listener.bind(str(unnamed))
+    unnamed.chmod(0o600)
+    listener.listen(BACKLOG)
+    unnamed.rename(path)
+    return listener
 
 
 async def _put_at_end(reader: asyncio.StreamReader, queue: asyncio.Queue[TokenChunk | None]) -> None:

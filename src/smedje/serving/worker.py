@@ -84,7 +84,7 @@ async def _serve(engine: TorchEngine, options: WorkerOptions) -> None:
     drain = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drain.set)
     watching = asyncio.create_task(_set_when_gone(options.parent, drain))
-    print(f"engine ready on {options.socket}", flush=True)
+    print(f"loaded {options.model_folder}, serving on {options.socket}", flush=True)
     try:
         await EngineServer(engine).run(options.socket, drain=drain)
     finally:
