@@ -14,7 +14,7 @@ from pathlib import Path
 from time import sleep
 
 from smedje.domain.catalog import ModelSource, SourceKind, check_base_name
-from smedje.errors import Conflict, InvalidRequest, SmedjeError, Unavailable
+from smedje.errors import Conflict, InvalidRequest, NotFound, SmedjeError, Unavailable
 from smedje.modeling.catalog import find_base_model
 from smedje.modeling.convert_gguf import convert_gguf
 from smedje.modeling.file_lock import FileLock
@@ -65,7 +65,13 @@ def plan_pull(name: str, *, as_name: str | None = None) -> PullPlan:
         source = ModelSource(kind=SourceKind.HUB, repo=repo, revision=revision or "main")
     elif name.endswith(".gguf"):
         source = ModelSource(kind=SourceKind.GGUF, path=str(path.resolve()))
-    elif os.sep in name or name in (".", ".."):
+    elif "/" in name or os.sep in name or name in (".", ".."):
+        if not path.is_dir():
+            raise NotFound(
+                f"There is no folder {name}. Check the path; for a hub repository write hub:{name}",
+                code="model_not_found",
+                param="model",
+            )
         source = ModelSource(kind=SourceKind.FOLDER, path=str(path.resolve()))
     else:
         model = find_base_model(name)
