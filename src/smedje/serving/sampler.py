@@ -16,8 +16,9 @@ from smedje.serving.sequence import Sequence as TokenSequence
 
 # Below this the softmax has one survivor in fp32 anyway.
 GREEDY_BELOW = 1e-5
-# Candidates looked at before the whole vocabulary is sorted; nearly every nucleus lies within them.
+# Nearly every nucleus lies within so many likeliest tokens; where it does not, so many times as many are looked at.
 FIRST_CANDIDATES = 256
+CANDIDATES_GROWTH = 16
 SEED_RANGE = 2**63
 
 
@@ -83,9 +84,11 @@ def probabilities(logits: Tensor, *, temperature: float, top_p: float) -> Tensor
     whole = torch.softmax((wide - wide.max()) / temperature, dim=0)
     if top_p >= 1.0:
         return whole
-    ordered, tokens = whole.topk(min(FIRST_CANDIDATES, whole.numel()))
-    if float(ordered.sum()) < top_p:
-        ordered, tokens = whole.sort(descending=True)
+    count = min(FIRST_CANDIDATES, whole.numel())
+    ordered, tokens = whole.topk(count)
+    while count < whole.numel() and float(ordered.sum()) < top_p:
+        count = min(CANDIDATES_GROWTH * count, whole.numel())
+        ordered, tokens = whole.topk(count)
     before = ordered.double().cumsum(0) - ordered
     kept = before < top_p
     kept[0] = True

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +88,9 @@ class EnginePool:
         self._stopping: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def generate(self, base_model: str, folder: Path, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+    async def generate(
+        self, base_model: str, folder: Path, request: GenerationRequest
+    ) -> AsyncGenerator[TokenChunk, None]:
         """Chunks of one completion by the engine of `base_model`, whose installed model folder is `folder`.
 
         Starts the engine if need be; one found dead before its first chunk is replaced once. Close the iterator to
