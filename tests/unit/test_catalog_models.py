@@ -112,3 +112,13 @@ def test_callers_cannot_change_the_catalog() -> None:
     """What load_catalog hands out is a copy."""
     load_catalog().clear()
     assert load_catalog()
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_documentation_says_the_same(model: BaseModel) -> None:
+    """The table in docs/base-models.md has every model's context, licence and rate."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "base-models.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{model.name}` |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    licence = model.licence + (" (gated)" if model.gated else "")
+    assert cells[3:6] == [f"{model.context_tokens:,}", licence, f"{model.defaults.learning_rate:g}"]

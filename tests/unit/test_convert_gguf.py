@@ -20,8 +20,8 @@ from smedje.modeling.catalog import find_base_model
 from smedje.modeling.convert_gguf import convert_gguf, shortest
 from smedje.modeling.folder import verify
 from smedje.modeling.gguf_file import read_gguf
-from smedje.modeling.gguf_tokenizer import sentence_piece_merges, write_gguf_tokenizer
-from smedje.modeling.phi3_tokenizer import VOCABULARY_SOURCES
+from smedje.modeling.gguf_tokenizer import sentence_piece_merges, stop_ids, write_gguf_tokenizer
+from smedje.modeling.phi3_tokenizer import ADDED_TOKENS, VOCABULARY_SOURCES
 from smedje.modeling.pull import pull
 from smedje.modeling.sources.package import fetch_package, package_file
 
@@ -216,25 +216,43 @@ def test_sentence_piece_merges_are_llamas(llama2: dict[str, Any]) -> None:
     assert sentence_piece_merges(*pieces_and_scores(llama2)) == llama2["model"]["merges"]
 
 
-def test_sentence_piece_model(llama2: dict[str, Any], tmp_path: Path) -> None:
-    """A SentencePiece vocabulary in a GGUF file gives Llama 2's ids, BOS included, with byte fallback."""
-    original = Tokenizer.from_str(json.dumps(llama2))
+def sentence_piece_file(path: Path, kind: str, llama2: dict[str, Any], added: tuple[str, ...] = ()) -> None:
+    """A GGUF file without tensors that holds Llama 2's vocabulary and further control tokens."""
     pieces, scores = pieces_and_scores(llama2)
-    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "llama")
+    writer = gguf.GGUFWriter(path, kind)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(pieces)
-    writer.add_token_scores(scores)
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(pieces) - 259))
+    writer.add_token_list(pieces + list(added))
+    writer.add_token_scores(scores + [-1000.0] * len(added))
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(pieces) - 259) + [3] * len(added))
     for add, number in ((writer.add_unk_token_id, 0), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2)):
         add(number)
+    writer.add_add_bos_token(not added)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
+
+
+def test_sentence_piece_model(llama2: dict[str, Any], tmp_path: Path) -> None:
+    """A SentencePiece vocabulary in a GGUF file gives Llama 2's ids, BOS included, with byte fallback."""
+    original = Tokenizer.from_str(json.dumps(llama2))
+    sentence_piece_file(tmp_path / "v.gguf", "llama", llama2)
     write_gguf_tokenizer(read_gguf(tmp_path / "v.gguf"), tmp_path, context_tokens=128)
     ours = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for text in ("Hello, my dog is cute", "  two  spaces\n\ttab", "日本語 🎉 \x00", "2024 years", "<s>hi</s>"):
+    for text in ("Hello, my dog is cute", "  two  spaces\n\ttab", "日本語 🎉 \x00", "2024 years", "<s>hi</s><unk>"):
         assert ours.encode(text).ids == original.encode(text).ids, text
         assert ours.decode(ours.encode(text).ids) == original.decode(original.encode(text).ids)
+
+
+def test_phi3_tokenizer_from_gguf(llama2: dict[str, Any], model_home: Path, tmp_path: Path) -> None:
+    """A Phi-3 GGUF file gives the published tokenizer's ids: no BOS, role tokens that swallow the newline."""
+    original = Tokenizer.from_file(str(model_home / "models" / "phi-3-tiny-random" / "tokenizer.json"))
+    sentence_piece_file(tmp_path / "v.gguf", "phi3", llama2, ADDED_TOKENS)
+    file = read_gguf(tmp_path / "v.gguf")
+    write_gguf_tokenizer(file, tmp_path, context_tokens=128)
+    ours = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "<|system|>\nBe brief.<|end|>\n<|user|>\nWhat is 2+2?<|end|>\n<|assistant|>\n4<|end|>\n<|endoftext|>\n"
+    assert ours.encode(text).ids == original.encode(text).ids
+    assert stop_ids(file) == [2, 32007]
 
 
 def test_pull_a_gguf_file(tmp_path: Path) -> None:

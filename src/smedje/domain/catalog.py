@@ -80,7 +80,7 @@ class BaseModel:
     parameters: weights counted once when embeddings are tied. architecture: the Hugging Face class name. template:
     short name of its chat template. methods: what it can be tuned to do. disk_bytes: installed size.
     memory_training_bytes: LoRA at the default rank and batch; memory_serving_bytes: one engine at a short context;
-    both estimates for fp32 below one billion parameters and bf16 above. sources: tried in order. embedded: the default
+    both estimates for fp32 below 0.9 billion parameters and bf16 above. sources: tried in order. embedded: the default
     model, which set-up installs.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 from smedje.errors import UnsupportedField
 from smedje.modeling.folder import write_json
 from smedje.modeling.gguf_file import GgufFile, GgufTensor, broken, read_gguf, read_tensor
-from smedje.modeling.gguf_tokenizer import token_id, write_gguf_tokenizer
+from smedje.modeling.gguf_tokenizer import stop_ids, token_id, write_gguf_tokenizer
 from smedje.modeling.sources.progress import PullProgress
 from smedje.modeling.tensor_file import TensorWriter
 
@@ -61,7 +61,7 @@ def convert_gguf(path: Path, folder: Path) -> Iterator[PullProgress]:
     folder.mkdir(parents=True, exist_ok=True)
     write_gguf_tokenizer(file, folder, context_tokens=config["max_position_embeddings"])
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", _generation_config(config))
+    write_json(folder / "generation_config.json", _generation_config(config, stop_ids(file)))
     named = {_target_name(file, architecture, t): t for t in file.tensors.values() if t.name not in ROPE_TENSORS}
     _check_shapes(file, config, named)
     shapes = {name: tensor.shape for name, tensor in named.items()}
@@ -130,6 +130,9 @@ def _config(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
         config |= {"head_dim": head, "attention_bias": "blk.0.attn_q.bias" in file.tensors, "mlp_bias": False}
     elif head * heads != hidden:
         raise _unsupported_rope(file, f"heads of width {head}")
+    if architecture.model_type == "phi3":
+        config["original_max_position_embeddings"] = config["max_position_embeddings"]
+        config["sliding_window"] = values.get(f"{prefix}.attention.sliding_window") or None
     scaling = values.get(f"{prefix}.rope.scaling.type", "none")
     if scaling not in ("none", "") or ROPE_TENSORS & file.tensors.keys():
         raise _unsupported_rope(file, f"scaled rotary positions ({scaling})")
@@ -150,8 +153,13 @@ def shortest(value: float) -> float:
     return value
 
 
-def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
+def _generation_config(config: dict[str, Any], stops: list[int]) -> dict[str, Any]:
+    found = {
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": stops if len(stops) > 1 else config["eos_token_id"],
+    }
+    found["pad_token_id"] = config["pad_token_id"]
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _number(file: GgufFile, key: str, *, default: int | None = None) -> int:

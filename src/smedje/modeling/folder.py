@@ -193,7 +193,7 @@ def _model_files(folder: Path) -> Iterator[Path]:
 def _damaged(folder: Path, name: str, why: str) -> InvalidRequest:
     return InvalidRequest(
         f"{name} of the base model in {folder} {why}. Remove the model and pull it again: "
-        f"smedje models rm {folder.name}, then smedje models pull {folder.name}",
+        f"smedje models remove {folder.name}, then smedje models pull {folder.name}",
         code="model_damaged",
         param=name,
     )

@@ -12,7 +12,11 @@ from smedje.errors import UnsupportedField
 from smedje.modeling.folder import write_json
 from smedje.modeling.gguf_file import GgufFile, broken
 
-CONTROL, USER_DEFINED = 3, 4
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+# What ends a turn, by its text; the file's own end-of-text id is not always the one that chat stops at.
+END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>", "<end_of_turn>")
+# GGUF does not keep this flag. Phi-3's role tokens swallow the white space after them, these tokens do not.
+PHI3_KEEPS_SPACE = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 BYTE_LEVEL_AFTER_SPLIT = BYTE_LEVEL | {"use_regex": False}
 DIGITS = {"type": "Digits", "individual_digits": True}
@@ -43,18 +47,19 @@ def write_gguf_tokenizer(file: GgufFile, folder: Path, *, context_tokens: int) -
             code="unsupported_tokenizer",
             param=file.path.name,
         )
+    strips = kind == "llama" and values.get("general.architecture") == "phi3"
     tokenizer["added_tokens"] = [
         {
             "id": number,
             "content": text,
             "single_word": False,
             "lstrip": False,
-            "rstrip": False,
+            "rstrip": strips and text not in PHI3_KEEPS_SPACE,
             "normalized": False,
-            "special": types[number] == CONTROL,
+            "special": types[number] != USER_DEFINED,
         }
         for number, text in enumerate(tokens)
-        if types[number] in (CONTROL, USER_DEFINED)
+        if types[number] in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     if _adds_bos(values):
         tokenizer["post_processor"] = _bos_template(tokens, token_id(file, "bos") or 0)
@@ -195,6 +200,15 @@ def token_id(file: GgufFile, role: str) -> int | None:
     if number is not None and (type(number) is not int or not 0 <= number < count):
         raise broken(file.path, f"its {role} token id is {number!r} and it has {count:,} tokens")
     return number
+
+
+def stop_ids(file: GgufFile) -> list[int]:
+    """Ids at which an answer ends: the file's end of text, and the control tokens that end a turn."""
+    tokens = file.values["tokenizer.ggml.tokens"]
+    types = file.values["tokenizer.ggml.token_type"]
+    turns = {tokens.index(t) for t in END_OF_TURN if t in tokens and types[tokens.index(t)] == CONTROL}
+    eos = token_id(file, "eos")
+    return sorted(turns | (set() if eos is None else {eos}))
 
 
 def _items(file: GgufFile, key: str, kind: type) -> list[Any] | None:
