@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,7 +187,8 @@ def running_server(home: Path, *, keep: bool) -> "Iterator[tuple[Client, subproc
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            start_new_session=keep,
+            # Ctrl-C is for the demo; it ends its server itself.
+            start_new_session=True,
         )
     good = False
     try:
@@ -211,7 +212,16 @@ def _url_when_ready(process: "subprocess.Popen[bytes]", log: Path, before: int) 
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a server process: ask, wait half a minute, then insist."""
+    """End a server and whatever it started: ask, wait half a minute, then insist.
+
+    A server that stops leaves its training workers to the next one; nobody will start a next one here.
+    """
+    import psutil
+
+    try:
+        started = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        started = []
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -219,6 +229,18 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
         note("the server did not stop by itself; ending it")
         process.kill()
         process.wait()
+    for child in started:
+        _end(child.terminate)
+    for child in psutil.wait_procs(started, timeout=STOP_SECONDS)[1]:
+        _end(child.kill)
+
+
+def _end(ask: Callable[[], None]) -> None:
+    import psutil
+
+    # It may have ended by itself meanwhile, which is what was wanted.
+    with suppress(psutil.NoSuchProcess):
+        ask()
 
 
 def _quiet(_: str) -> None:

@@ -61,10 +61,11 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(exits.error_lines(error)), file=sys.stderr)
         return exits.exit_code(error)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return exits.INTERRUPTED
+        code = exits.INTERRUPTED
     except Exception as error:
-        return _unexpected(error)
+        return unexpected(error)
+    if code == exits.INTERRUPTED:
+        print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else exits.OK
 
 
@@ -75,7 +76,8 @@ def _usage(error: typer.TyperException) -> int:
     return error.exit_code
 
 
-def _unexpected(error: Exception) -> int:
+def unexpected(error: Exception) -> int:
+    """Report a fault of ours, or a package that is not installed; the exit code. The trace goes to a file."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smedje"):
         print(f"error: this needs the package {error.name}, which is not installed", file=sys.stderr)
         print("fix: python bootstrap.py setup, or pip install 'smedje[train]'", file=sys.stderr)

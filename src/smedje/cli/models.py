@@ -101,7 +101,10 @@ def remove(
 
 
 def pull_model(home: Path, name: str, *, as_name: str | None = None, as_json: bool = False) -> None:
-    """Install a base model in `home`, showing how far it has come. Raises what `smedje.modeling.pull.pull` raises."""
+    """Install a base model in `home`, showing how far it has come, on standard output only as JSON lines.
+
+    Raises what `smedje.modeling.pull.pull` raises.
+    """
     from smedje.cli.output import byte_progress
     from smedje.modeling.pull import pull as pull_steps
 
