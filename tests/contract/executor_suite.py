@@ -159,6 +159,6 @@ def _elsewhere(executor: Executor, handle: Mapping[str, Any], program: str) -> s
 
 def _runs(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
     database.close()
 
 
-def migrate_once(url: str, start: "multiprocessing.synchronize.Event") -> None:
+def migrate_once(url: str, start: Event) -> None:
     """What a server does when it starts."""
     database = Database(url)
     start.wait()

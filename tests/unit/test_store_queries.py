@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection
+from tests.databases import Postgres
 from tests.store_rows import add_job, add_project, make_file, make_run
 
 from smedje.domain.catalog import FineTunedModel
@@ -14,7 +15,7 @@ from smedje.domain.files import FilePurpose, FileStatus
 from smedje.domain.projects import ApiKey, Hub, Project, Role
 from smedje.domain.runs import RunState
 from smedje.domain.usage import UsageRecord
-from smedje.errors import Conflict, InternalError, InvalidRequest, NotFound
+from smedje.errors import Conflict, InternalError, InvalidRequest, NotFound, Unavailable
 from smedje.store import catalog, deployments, files, projects, runs, usage
 from smedje.store.database import Database
 
@@ -188,6 +189,27 @@ def test_deleting_and_recording_the_same_bytes_cannot_cross(database: Database) 
     with database.transaction() as tx:
         rows = files.list_files(tx, project.id, limit=1000)
     assert not rows or stored
+
+
+def test_who_asks_about_a_digest_is_alone_with_it(postgres: Postgres) -> None:
+    """On PostgreSQL, where transactions overlap: a second question about the same bytes waits for the first one's end,
+    one about other bytes does not."""
+    url = postgres.create(migrated=True)
+    first, second = Database(url), Database(url + "&options=-c%20lock_timeout%3D100ms")
+
+    def ask(digest: str) -> bool:
+        with second.transaction() as tx:
+            return files.digest_in_use(tx, digest)
+
+    with ThreadPoolExecutor(1) as pool, first.transaction() as tx:
+        assert not files.digest_in_use(tx, "d" * 64)
+        assert pool.submit(ask, "e" * 64).result(60) is False
+        with pytest.raises(Unavailable):
+            pool.submit(ask, "d" * 64).result(60)
+    assert ask("d" * 64) is False
+    first.close()
+    second.close()
+    postgres.drop(url)
 
 
 def test_text_that_cannot_be_kept_is_the_requests_fault(database: Database) -> None:
