@@ -85,7 +85,7 @@ def delete_model(ctx: Context, project: Project, name: str) -> None:
         what = "a checkpoint of a job" if name.startswith("ft:") else "a base model, shared by all projects"
         raise InvalidRequest(
             f"{name} is {what}; only fine-tuned models are deleted here. "
-            "Remove a base model from the machine with: smedje models rm NAME",
+            "Remove a base model from the machine with: smedje models remove NAME",
             code="model_not_deletable",
             param="model",
         )

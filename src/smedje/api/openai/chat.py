@@ -35,10 +35,10 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=1024)]] | None,
-    BeforeValidator(_one_or_many),
-    Field(max_length=MOST_STOPS),
+    Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None,
+    BeforeValidator(_one_or_many, json_schema_input_type=StopText | list[StopText] | None),
 ]
 
 

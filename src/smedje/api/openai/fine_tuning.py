@@ -199,7 +199,7 @@ def list_jobs(
     caller: CanReadJobs, ctx: Using, request: Request, after: str | None = None, limit: Limit = 20
 ) -> Page[FineTuningJobObject]:
     """The project's jobs, newest first; `metadata[key]=value` keeps those that carry the pair."""
-    refuse_unknown_query(request, PAGE_QUERY, prefix="metadata[")
+    refuse_unknown_query(request, PAGE_QUERY, prefix="metadata")
     found = service.list_jobs(ctx, caller.project, after=after, limit=limit + 1, metadata=_metadata_filter(request))
     return page(found, limit, to_object, lambda job: job.id)
 
@@ -254,10 +254,13 @@ def _number(job: FineTuningJob, name: str) -> Any:
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | None:
+    """The pairs that jobs must carry; an empty mapping (`metadata=null`) means jobs without any."""
     found = {}
     for name, value in request.query_params.items():
-        if name.startswith("metadata["):
-            if not name.endswith("]"):
+        if name == "metadata" and value == "null":
+            return {}
+        if name.startswith("metadata"):
+            if not (name.startswith("metadata[") and name.endswith("]")):
                 raise InvalidRequest(
                     f"{name[:80]!r} should look like metadata[key].", code="invalid_value", param="metadata"
                 )
