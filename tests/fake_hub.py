@@ -34,6 +34,7 @@ class FakeHub:
     repos: repository -> file name -> content. gated: repositories that want `token`. cut: file name -> bytes after
     which the connection is dropped, once for each entry of the list. busy: how many downloads are answered 503 first.
     ignores_range: answers 200 with the whole file. stated: file name -> SHA-256 to state instead of the true one.
+    listing: sent in place of every listing.
     """
 
     repos: dict[str, dict[str, bytes]]
@@ -44,6 +45,7 @@ class FakeHub:
     ignores_range: bool = False
     stated: dict[str, str] = field(default_factory=dict)
     without_hashes: bool = False
+    listing: bytes | None = None
     endpoint: str = ""
     seen: list[SeenRequest] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -107,6 +109,8 @@ class _Routes(BaseHTTPRequestHandler):
 
     def _listing(self, repo: str, revision: str, token: str) -> None:
         hub = self.served
+        if hub.listing is not None:
+            return self._send(200, hub.listing, {})
         if repo not in hub.repos:
             return self._empty(401, {"X-Error-Code": "RepoNotFound"})
         if revision not in ("main", COMMIT):

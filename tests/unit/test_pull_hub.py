@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fake_hub import COMMIT, FakeHub, serve_hub
 
-from fake_hub import COMMIT, FakeHub, serve_hub
 from smedje.domain.catalog import ModelSource, SourceKind
-from smedje.errors import InvalidRequest, NotFound, Unavailable, UnsupportedField
+from smedje.errors import InvalidRequest, NotFound, SmedjeError, Unavailable, UnsupportedField
 from smedje.modeling.folder import installed_models, model_folder, read_manifest, verify
 from smedje.modeling.pull import pull
 from smedje.modeling.sources.hub import fetch_hub
@@ -260,6 +260,14 @@ def test_hub_that_does_not_answer(tmp_path: Path) -> None:
     """No server at the address is Unavailable, with what to check."""
     with pytest.raises(Unavailable, match="The hub could not be reached for org/tiny"):
         list(pull("hub:org/tiny", home=tmp_path, as_name="mine", hub_endpoint="http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("answer", [b"<html>Please log in</html>", b"[]", b"{}", b'{"id": 1, "siblings": 3}'])
+def test_answer_that_is_no_listing(hub: FakeHub, tmp_path: Path, answer: bytes) -> None:
+    """A login page or another server at the address is Unavailable, not a crash."""
+    hub.listing = answer
+    with pytest.raises(SmedjeError):
+        run_pull(hub, tmp_path)
 
 
 def pull_in_process(home: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -89,6 +89,12 @@ def _list_files(source: ModelSource, endpoint: str | None) -> tuple[str, dict[st
         ) from None
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         raise _hub_error(source, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unavailable(
+            f"What answers at the hub's address for {source.repo} is not a hub: its listing cannot be read. Check "
+            "HF_ENDPOINT, and whether the network wants a login first.",
+            code="hub_unreachable",
+        ) from error
     commit = info.sha or source.revision
     files = {}
     for entry in info.siblings or ():
