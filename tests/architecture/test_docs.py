@@ -4,11 +4,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-import pytest
 import typer
 from source_tree import (
     ROOT,
-    SOURCE,
     Function,
     Module,
     base_name,
@@ -17,7 +15,7 @@ from source_tree import (
     test_modules,
     text_files,
 )
-from test_frozen_surfaces import commands, settings
+from test_frozen_surfaces import commands, error_codes, settings
 
 from smedje.cli.main import app
 
@@ -25,7 +23,6 @@ from smedje.cli.main import app
 MACHINE_PATHS = re.compile(r"(?<![\w.~-])/(?:work|root|tmp/w|opt/(?:pypi|wheels))\b|/home/(?!user\b)[a-z]\w*/")
 # Words that stand for nothing, and the second names of things that have one.
 VAGUE = re.compile(r"(?:^|_)(?:utils?|helpers?|manager|handler|tenant|workspace|blob|experiment|trainer)(?:$|_)")
-MODULE_PATH = re.compile(r"\b(?:[a-z_0-9]+/)*[a-z_0-9]+\.py\b")
 
 
 def documentation() -> str:
@@ -47,6 +44,14 @@ def test_every_command_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     typed = [" ".join(("smedje", *words)) for words in commands(typer.main.get_command(app)) if words]
     assert not [command for command in typed if command not in text]
+
+
+def test_every_error_code_is_documented() -> None:
+    """Each code that an error can carry stands in docs/errors.md."""
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    codes = error_codes().split("\n\n")[1].split()
+    assert len(codes) > 50
+    assert not [code for code in codes if f"`{code}`" not in text]
 
 
 def test_every_module_says_what_it_is_for() -> None:
@@ -119,17 +124,3 @@ def test_names_are_not_vague() -> None:
 def snake(name: str) -> str:
     """CamelCase in words."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def test_the_architecture_page_matches_the_tree() -> None:
-    """Each module path that ARCHITECTURE.md names exists, and it names every package of the product."""
-    page = ROOT / "ARCHITECTURE.md"
-    if not page.exists():
-        pytest.skip("there is no ARCHITECTURE.md yet")
-    text = page.read_text(encoding="utf-8")
-    paths = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
-    assert not [
-        name for name in MODULE_PATH.findall(text) if not any(f"/{path}".endswith(f"/{name}") for path in paths)
-    ]
-    packages = {path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("__init__.py")} - {"."}
-    assert not [package for package in sorted(packages) if f"{package}/" not in text]
