@@ -273,7 +273,7 @@ def job_lock(rest: Sequence[str]) -> int:
     if "://" in found.stdout:
         raise SetupError("The resolved list names an address; constraints.txt must hold versions only.")
     target.write_text(LOCK_HEADER + found.stdout, encoding="utf-8", newline="\n")
-    say(f"wrote {target.name}: {len(re.findall('==', found.stdout))} versions")
+    say(f"wrote {target.name}: {len(found.stdout.splitlines())} versions")
     return 0
 
 
