@@ -7,6 +7,9 @@ import pytest
 
 from smedje.modeling.pull import pull
 
+# Read by OpenMP when torch is first imported: spinning threads would starve the other test processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 MODELS = ("smollm2-135m-instruct", "phi-3-tiny-random")
 
 
