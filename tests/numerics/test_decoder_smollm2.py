@@ -19,7 +19,10 @@ PROMPTS = (
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_real_logits_equal_transformers(model_home: Path) -> None:
-    """SmolLM2-135M-Instruct: every logit of three packed prompts within 1e-4 of transformers, same greedy choice."""
+    """SmolLM2-135M-Instruct, three packed prompts: as near to double precision as transformers is, same greedy choice.
+
+    The logits reach 40, so that fp32 itself is off by 1e-4: transformers in double precision is the measure.
+    """
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
@@ -34,7 +37,11 @@ def test_real_logits_equal_transformers(model_home: Path) -> None:
         ours = decoder.head(decoder.forward(tokens, positions, DocumentAttention(lengths, decoder.shape.windows)))
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     theirs = reference_logits(reference, documents)
-    difference = largest_difference(ours, theirs)
-    print(f"SmolLM2-135M-Instruct: largest difference {difference:.1e}, largest logit {float(theirs.abs().max()):.1f}")
-    assert difference <= 1e-4
+    exact = reference_logits(reference.double(), documents)
+    our_error, their_error = largest_difference(ours, exact), largest_difference(theirs, exact)
+    print(
+        f"SmolLM2-135M-Instruct: ours {our_error:.1e} and transformers {their_error:.1e} from double precision, "
+        f"{largest_difference(ours, theirs):.1e} apart; largest logit {float(exact.abs().max()):.1f}"
+    )
+    assert our_error <= max(1e-4, 1.5 * their_error)
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
+from smedje.modeling.products import product
 from smedje.modeling.transformer import CausalDecoder
 
 __all__ = [
@@ -181,8 +182,10 @@ def check_names(own: Iterable[str], given: Iterable[str]) -> None:
 
 
 class _AddLowRank(torch.autograd.Function):
-    """y[:, span] += scale * (x A^T) B^T for each part, in place; saves x and the rank-wide x A^T alone.
+    """y += scale * (x A^T) B^T in place, for all parts of a site at once; saves x and the rank-wide x A^T alone.
 
+    The parts' A are stacked [n * rank, in] and their B stand in their own rows and columns of one [out, n * rank]: n
+    times the arithmetic of the thin products, in a quarter of the calls and without gaps between rows.
     y comes first because autograd takes the first input for the one written to where y is a view.
     """
 
@@ -190,12 +193,8 @@ class _AddLowRank(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, x: Tensor, scale: float, spans: tuple[tuple[int, int], ...], *factors: Tensor
     ) -> Tensor:
-        count, rank = len(spans), factors[0].shape[0]
-        down = torch.cat(factors[:count]).to(x.dtype)
-        narrow = x @ down.T
-        for index, (start, stop) in enumerate(spans):
-            up = factors[count + index].to(x.dtype)
-            y[:, start:stop].addmm_(narrow[:, index * rank : (index + 1) * rank], up.T, alpha=scale)
+        narrow = product(x, _stacked(factors[: len(spans)], x.dtype))
+        y.add_(product(narrow, _spread(factors[len(spans) :], spans, y)), alpha=scale)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, narrow, *factors)
         ctx.scale, ctx.spans = scale, spans
@@ -203,18 +202,33 @@ class _AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dy = grads[0]
+        dy, spans = grads[0], ctx.spans
         x, narrow, *factors = ctx.saved_tensors
-        count, rank = len(ctx.spans), factors[0].shape[0]
-        d_narrow, d_ups = torch.empty_like(narrow), []
-        for index, (start, stop) in enumerate(ctx.spans):
-            columns, part = slice(index * rank, (index + 1) * rank), dy[:, start:stop]
-            up = factors[count + index]
-            d_narrow[:, columns] = ctx.scale * (part @ up.to(dy.dtype))
-            d_ups.append((ctx.scale * (part.T @ narrow[:, columns])).to(up.dtype))
-        d_downs = (d_narrow.T @ x).to(factors[0].dtype).split(rank)
-        dx = d_narrow @ torch.cat(factors[:count]).to(dy.dtype) if ctx.needs_input_grad[1] else None
+        rank = factors[0].shape[0]
+        d_narrow = product(dy, _spread(factors[len(spans) :], spans, dy).T).mul_(ctx.scale)
+        d_spread = product(narrow.T, dy.T).mul_(ctx.scale)
+        d_ups = [
+            d_spread[index * rank : (index + 1) * rank, start:stop].T.to(factors[0].dtype).contiguous()
+            for index, (start, stop) in enumerate(spans)
+        ]
+        d_downs = torch.split(product(d_narrow.T, x.T).to(factors[0].dtype), rank)
+        dx = product(d_narrow, _stacked(factors[: len(spans)], x.dtype).T) if ctx.needs_input_grad[1] else None
         return dy, dx, None, None, *d_downs, *d_ups
+
+
+def _stacked(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return (downs[0] if len(downs) == 1 else torch.cat(list(downs))).to(dtype)
+
+
+def _spread(ups: Sequence[Tensor], spans: Sequence[tuple[int, int]], y: Tensor) -> Tensor:
+    """The parts' B in their own rows and columns of one [out, n * rank], in y's type; zero elsewhere."""
+    if len(ups) == 1 and spans[0] == (0, y.shape[1]):
+        return ups[0].to(y.dtype)
+    rank = ups[0].shape[1]
+    spread = y.new_zeros(y.shape[1], len(ups) * rank)
+    for index, ((start, stop), up) in enumerate(zip(spans, ups, strict=True)):
+        spread[start:stop, index * rank : (index + 1) * rank] = up
+    return spread
 
 
 class ServedAdapter:
@@ -233,10 +247,9 @@ class ServedAdapter:
         self.factors: dict[Site, tuple[Tensor, Tensor]] = {}
         for site, parts in grouped.items():
             base = decoder.weight(site)
-            rank = config.rank
-            up = torch.zeros(base.shape[0], len(parts) * rank, dtype=torch.float32, device=base.device)
-            for index, slot in enumerate(parts):
-                up[slot.start : slot.stop, index * rank : (index + 1) * rank] = weights[weight_names(slot)[1]]
+            ups = [weights[weight_names(slot)[1]].to(base.device) for slot in parts]
+            spans = [(slot.start, slot.stop) for slot in parts]
+            up = _spread(ups, spans, torch.empty(0, base.shape[0], device=base.device))
             down = torch.cat([weights[weight_names(slot)[0]] for slot in parts])
             self.factors[site] = (
                 down.to(base.device, base.dtype).contiguous(),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
+from smedje.modeling.products import frozen_linear
 from smedje.modeling.rope import inverse_frequencies, rotate, turns
 
 
@@ -141,7 +142,7 @@ class Decoder(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of chosen rows: [R, H] -> [R, V]. The widest product of a small model: call it on wanted rows only."""
-        return F.linear(hidden, self.output)
+        return frozen_linear(hidden, self.output)
 
     def weight(self, site: Site) -> Tensor:
         """A fused linear's weight [out, in]; the same storage the forward pass reads."""
@@ -194,5 +195,5 @@ class Decoder(nn.Module):
 
 
 def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank | None) -> Tensor:
-    y = F.linear(x, weight, bias)
+    y = frozen_linear(x, weight, bias)
     return y if lora is None else lora(site, x, y)

@@ -1,0 +1,50 @@
+"""Matrix products with frozen weights, on the fastest exact kernel for the device.
+
+Knows which kernel: fp32 on the CPU goes through oneDNN, whose kernels follow what the processor can do. PyTorch's
+default (MKL) takes a slow path on processors not made by Intel: on a Zen 5 core 105 GFLOP/s against oneDNN's 240. Both
+are plain fp32; the choice depends on the build alone, never on timing, so that a resumed run repeats every bit.
+Refuses to know layers and adapters.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias: [T, in], [out, in], [out] -> [T, out]. Without gradients."""
+    if _HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and _is_dense(x) and _is_dense(weight):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`product` with the gradient of x. A weight or bias that asks for its own gradient gets it, from autograd."""
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return F.linear(x, weight, bias)
+    if x.requires_grad and torch.is_grad_enabled():
+        out: Tensor = _FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return out
+    return product(x, weight, bias)
+
+
+def _is_dense(matrix: Tensor) -> bool:
+    """Rows or columns lie without gaps; with gaps oneDNN falls to a reference kernel, 1000 times slower."""
+    return matrix.numel() > 0 and (matrix.is_contiguous() or matrix.T.is_contiguous())
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return product(grads[0], weight.T), None, None
