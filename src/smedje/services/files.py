@@ -7,7 +7,7 @@ or multipart forms: an upload is a sequence of writes that ends in `finish` or `
 import hashlib
 import unicodedata
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from smedje.data.validate import validate_file
 from smedje.domain.files import File, FilePurpose, FileStatus, content_key, report_key
 from smedje.domain.ids import FILE, new_id
 from smedje.domain.projects import Project
-from smedje.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from smedje.errors import InvalidRequest, NotFound, SmedjeError, TooLarge, Unavailable
 from smedje.services.context import Context
 from smedje.store import files as store
 
@@ -231,10 +231,11 @@ def _validated(ctx: Context, file: File) -> File:
         )
         _insert(ctx, known)
     except BaseException:
-        ctx.objects.delete(report_key(file.id))
         with ctx.database.transaction() as tx:
             if not store.digest_in_use(tx, file.sha256):
                 ctx.objects.delete(content_key(file.sha256))
+        with suppress(SmedjeError):
+            ctx.objects.delete(report_key(file.id))
         raise
     return known
 

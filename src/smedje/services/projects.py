@@ -12,14 +12,17 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from smedje.domain.ids import HUB, KEY, PROJECT, new_id
 from smedje.domain.projects import ApiKey, Hub, Principal, Project, Role
-from smedje.errors import AuthenticationFailed, InvalidRequest, NotFound
+from smedje.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
 from smedje.services.context import Context
 from smedje.store import projects as store
 
 DEFAULT = "default"
 OWNER_KEY_FILE = "owner_key"
+STARTS = 3
 SHORTEST_SECRET = 16
 LONGEST_SECRET = 512
 GENERATED = re.compile(r"smedje_([A-Za-z0-9_-]{43})_([0-9A-Za-z]{6})\Z")
@@ -44,6 +47,16 @@ def ensure_defaults(ctx: Context, bootstrap_key: str | None, location: str) -> B
     """
     if bootstrap_key is not None:
         _check_bootstrap_key(bootstrap_key)
+    for _ in range(STARTS):
+        try:
+            return _ensure(ctx, bootstrap_key, location)
+        except Conflict:
+            # Another server starts on the same database at this moment; its defaults are there now.
+            continue
+    return _ensure(ctx, bootstrap_key, location)
+
+
+def _ensure(ctx: Context, bootstrap_key: str | None, location: str) -> BootstrapResult:
     now = ctx.seconds()
     with ctx.database.transaction() as tx:
         project = store.find_project(tx, DEFAULT, DEFAULT)
@@ -55,16 +68,7 @@ def ensure_defaults(ctx: Context, bootstrap_key: str | None, location: str) -> B
             store.insert_hub(tx, hub)
             store.insert_project(tx, project)
         if bootstrap_key is not None:
-            known = store.find_key(tx, secret_digest(bootstrap_key))
-            if known is not None and known.revoked_at is not None:
-                raise InvalidRequest(
-                    f"The bootstrap key {known.prefix}…{known.last_four} has been revoked. Set another one.",
-                    code="bootstrap_key_revoked",
-                    param="SMEDJE_BOOTSTRAP_API_KEY",
-                )
-            if known is None:
-                key = _key(project, bootstrap_key, name="bootstrap", now=now)
-                store.insert_key(tx, key, secret_digest(bootstrap_key))
+            _know(tx, project, bootstrap_key, now=now)
             return BootstrapResult(project=project)
         if store.list_keys(tx, project.id):
             return BootstrapResult(project=project)
@@ -73,6 +77,18 @@ def ensure_defaults(ctx: Context, bootstrap_key: str | None, location: str) -> B
         file = ctx.home / OWNER_KEY_FILE
         _write_private(file, secret)
         return BootstrapResult(project=project, new_secret=secret, key_file=file)
+
+
+def _know(tx: Connection, project: Project, secret: str, *, now: int) -> None:
+    known = store.find_key(tx, secret_digest(secret))
+    if known is None:
+        store.insert_key(tx, _key(project, secret, name="bootstrap", now=now), secret_digest(secret))
+    elif known.revoked_at is not None:
+        raise InvalidRequest(
+            f"The bootstrap key {known.prefix}…{known.last_four} has been revoked. Set another one.",
+            code="bootstrap_key_revoked",
+            param="SMEDJE_BOOTSTRAP_API_KEY",
+        )
 
 
 def authenticate(ctx: Context, secret: str) -> Principal:
