@@ -46,6 +46,21 @@ def test_every_command_is_documented() -> None:
     assert not [command for command in typed if command not in text]
 
 
+def test_every_command_that_a_text_names_exists() -> None:
+    """Remedies in messages and lines in the docs name commands that can be typed."""
+    known = {" ".join(words) for words in commands(typer.main.get_command(app))}
+    groups = {words.split()[0] for words in known if " " in words}
+    pattern = re.compile(rf"\bsmedje ({'|'.join(sorted(groups))}) ([a-z]+)\b")
+    texts = {path: path.read_text(encoding="utf-8") for path in text_files() if path.suffix in (".py", ".md")}
+    found = {
+        f"{path.relative_to(ROOT)}: smedje {group} {verb}"
+        for path, text in texts.items()
+        for group, verb in pattern.findall(text)
+        if f"{group} {verb}" not in known
+    }
+    assert not found
+
+
 def test_every_error_code_is_documented() -> None:
     """Each code that an error can carry stands in docs/errors.md."""
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")

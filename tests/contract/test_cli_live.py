@@ -266,6 +266,23 @@ def test_deploy_ask_and_take_down(smedje: Terminal, monkeypatch: pytest.MonkeyPa
     assert smedje.error("chat", "hello", "--model", "mine", code=3)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="terminals work otherwise on Windows")
+def test_a_conversation_on_a_terminal(smedje: Terminal) -> None:
+    """Questions are answered in turn, /reset begins anew, /exit ends; a question may also come through a pipe."""
+    command = [sys.executable, "-m", "smedje.cli", "chat", "--model", TINY, "--max-tokens", "2"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:
+        os.write(ours, b"hello\n/reset\nhello again\n/exit\n")
+        out, err = chat.communicate(timeout=60)
+    os.close(theirs)
+    os.close(ours)
+    assert chat.returncode == 0, err
+    assert out.count("> ") == 4
+    assert "/reset begins anew" in err
+    piped = subprocess.run([*command, "--json"], input="hello", capture_output=True, text=True, check=True)
+    assert json.loads(piped.stdout)["choices"][0]["message"]["role"] == "assistant"
+
+
 def test_models_of_this_machine_and_of_the_server(smedje: Terminal) -> None:
     """Installed models are marked, the catalog can be searched, fine-tuned ones are looked up on the server."""
     rows = {row["name"]: row for row in smedje.json("models", "list")["data"]}
