@@ -8,10 +8,12 @@ from fastapi import FastAPI
 import smedje
 from smedje.api import errors, health
 from smedje.api.auth import check_routes
+from smedje.api.azure import authoring, inference
 from smedje.api.management import catalog, deployments, estimate, reports
 from smedje.api.middleware import Edge
 from smedje.api.openai import chat, files, fine_tuning, models
 from smedje.api.state import Services
+from smedje.api.uploads import BODY_BYTES
 
 # The longest JSON body: a chat of 128k tokens is under a mebibyte. Uploads have their own limit.
 JSON_BYTES = 16 * 1024 * 1024
@@ -36,8 +38,14 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
     app.state.services = services
     for part in (health, files, fine_tuning, models, chat, deployments, catalog, estimate, reports):
         app.include_router(part.router)
+    for part in (inference, authoring):
+        app.include_router(part.router)
+    # Azure's v1 paths are OpenAI's behind a prefix; one schema describes both.
+    for part in (files, fine_tuning, models, chat):
+        app.include_router(part.router, prefix="/openai", include_in_schema=False)
     errors.install(app)
-    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes={"": JSON_BYTES, files.PATH: files.BODY_BYTES})
+    uploads = dict.fromkeys((files.PATH, f"/openai{files.PATH}", authoring.FILES), BODY_BYTES)
+    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes={"": JSON_BYTES, **uploads})
     check_routes(app)
     return app
 

@@ -25,6 +25,8 @@ IGNORED_FIELDS: dict[str, frozenset[str]] = {
             "verbosity",
         }
     ),
+    # The billing tier of Azure's training; there is one way to train here.
+    "azure_job": frozenset({"trainingType"}),
 }
 
 # Understood and not offered. Null, and the values listed, mean the same as leaving the field out.

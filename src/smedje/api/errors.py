@@ -51,6 +51,21 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
     413: ("too_large", "invalid_request_error"),
 }
 
+# Paths on which Azure's shape is expected. Azure's v1 paths speak OpenAI's.
+AZURE_INFERENCE = ("/openai/deployments/", "/models/")
+AZURE_AUTHORING = ("/openai/files", "/openai/fine_tuning", "/openai/models")
+AZURE_CODES: dict[int, str] = {
+    400: "invalidPayload",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "notFound",
+    409: "conflict",
+    413: "invalidPayload",
+    429: "tooManyRequests",
+    503: "serviceUnavailable",
+    507: "quotaExceeded",
+}
+
 SERVER_ERROR_TEXT = "Something went wrong on our side. The server's log has the details under this request id."
 
 log = structlog.get_logger("smedje.api")
@@ -71,14 +86,28 @@ def to_body(error: SmedjeError) -> dict[str, Any]:
     return error_body(error.message, kind=status_of(error)[1], code=error.code, param=error.param)
 
 
-def to_response(error: SmedjeError) -> JSONResponse:
-    """The answer to a request that failed with an error of ours."""
+def in_dialect(body: dict[str, Any], path: str, status: int) -> dict[str, Any]:
+    """An error body as the dialect of `path` has it. OpenAI's fields stay, because the official client reads them.
+
+    Azure adds target, details and innererror; its authoring routes have general codes and put the special one inside.
+    """
+    if not path.startswith((*AZURE_INFERENCE, *AZURE_AUTHORING)):
+        return body
+    error = body["error"]
+    code = AZURE_CODES.get(status, "internalFailure") if path.startswith(AZURE_AUTHORING) else error["code"]
+    inner = {"code": error["code"]}
+    return {"error": {**error, "code": code, "target": error["param"], "details": [], "innererror": inner}}
+
+
+def to_response(error: SmedjeError, path: str = "") -> JSONResponse:
+    """The answer to a request for `path` that failed with an error of ours."""
     headers: dict[str, str] = {}
     if isinstance(error, NEVER_RETRIED):
         headers["x-should-retry"] = "false"
     if isinstance(error, AuthenticationFailed):
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(to_body(error), status_code=status_of(error)[0], headers=headers)
+    status = status_of(error)[0]
+    return JSONResponse(in_dialect(to_body(error), path, status), status_code=status, headers=headers)
 
 
 def server_error() -> JSONResponse:
@@ -144,12 +173,12 @@ async def _on_ours(request: Request, error: Exception) -> Response:
     status = status_of(error)[0]
     if status >= 500:
         log.warning("request failed", code=error.code, status=status, request_id=_request_id(request))
-    return to_response(error)
+    return to_response(error, request.url.path)
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return to_response(from_validation(error.errors()))
+    return to_response(from_validation(error.errors()), request.url.path)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -167,7 +196,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
         case _:
             text = str(error.detail)
     headers = dict(error.headers or {})
-    return JSONResponse(error_body(text, kind=kind, code=code), status_code=error.status_code, headers=headers)
+    body = in_dialect(error_body(text, kind=kind, code=code), request.url.path, error.status_code)
+    return JSONResponse(body, status_code=error.status_code, headers=headers)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

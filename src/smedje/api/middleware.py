@@ -63,7 +63,7 @@ class Edge:
         limit = self.body_bytes.get(scope["path"], self.body_bytes[""])
         try:
             if (refusal := self._refusal(scope, limit)) is not None:
-                await to_response(refusal)(scope, receive, send_with_headers)
+                await to_response(refusal, scope["path"])(scope, receive, send_with_headers)
             else:
                 await self.app(scope, _limited(receive, limit), send_with_headers)
         except Exception:

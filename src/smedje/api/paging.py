@@ -8,6 +8,9 @@ from pydantic import BaseModel
 
 from smedje.errors import InvalidRequest
 
+# Azure's clients send it with every request; there is one version here.
+API_VERSION = "api-version"
+
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -36,7 +39,7 @@ def page(found: Sequence[V], limit: int, convert: Callable[[V], T], identify: Ca
 def refuse_unknown_query(request: Request, known: frozenset[str], *, prefix: str | None = None) -> None:
     """Raises InvalidRequest for a query parameter outside `known` that does not begin with `prefix`."""
     for name in request.query_params:
-        if name not in known and not (prefix is not None and name.startswith(prefix)):
+        if name not in (*known, API_VERSION) and not (prefix is not None and name.startswith(prefix)):
             listed = ", ".join(sorted(known)) or "none"
             raise InvalidRequest(
                 f"The query parameter {name[:100]!r} is not known here. Known ones: {listed}.",

@@ -1,0 +1,1 @@
+"""Azure's dialects: deployment paths, classic authoring, and the model inference route."""
