@@ -130,6 +130,7 @@ BAD = [
     (b'{"messages": NaN}', "$", "invalid_json"),
     (b'{"a": 1} {"b": 2}', "$", "invalid_json"),
     (b"[" * 200_000, "$", "invalid_json"),
+    (b'{"messages": [], "messages": []}', "$.messages", "duplicate_key"),
     (b'{"messages": "\xff"}', "$", "invalid_utf8"),
     (b"\xff\xfe{\x00}\x00", "$", "invalid_utf8"),
     (b'{"messages": "\xed\xa0\x80"}', "$", "invalid_utf8"),

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import msgspec
 
+from smedje.data.keys import check_keys
 from smedje.data.lines import LONGEST_LINE, Line, read_lines
 from smedje.data.problems import Problem
 from smedje.data.rules import check_example
@@ -75,7 +76,7 @@ def parse_line(raw: bytes, line: int) -> ParsedLine:
     decoded = _decode(raw, line)
     if isinstance(decoded, Problem):
         return ParsedLine(line, None, (decoded,))
-    problems = tuple(check_example(decoded.value, line))
+    problems = (*check_keys(raw.decode("utf-8"), line), *check_example(decoded.value, line))
     if any(problem.severity == "error" for problem in problems):
         return ParsedLine(line, None, problems)
     return ParsedLine(line, _to_example(decoded.value, line), problems)
@@ -101,20 +102,28 @@ def read_examples(source: Path | BinaryIO) -> Iterator[ChatExample]:
             raise InvalidData(f"Line {parsed.line}: {errors[0].message} {errors[0].remedy}", problems=shown)
 
 
+def line_too_large(number: int) -> Problem:
+    """The problem of a line above the limit."""
+    return Problem(
+        number,
+        "$",
+        "line_too_large",
+        "error",
+        f"The line is longer than {LONGEST_LINE // 2**20} MiB.",
+        "Write one example a line, each with its own line end.",
+    )
+
+
+def blank_line(number: int) -> Problem:
+    """The problem of a blank line between others."""
+    return Problem(number, "$", "blank_line", "warning", "The line is blank.", "Remove it.")
+
+
 def _parse_any(line: Line) -> ParsedLine:
     if line.raw is None:
-        problem = Problem(
-            line.number,
-            "$",
-            "line_too_large",
-            "error",
-            f"The line is longer than {LONGEST_LINE // 2**20} MiB.",
-            "Write one example a line, each with its own line end.",
-        )
-        return ParsedLine(line.number, None, (problem,))
+        return ParsedLine(line.number, None, (line_too_large(line.number),))
     if line.blank:
-        blank = Problem(line.number, "$", "blank_line", "warning", "The line is blank.", "Remove it.")
-        return ParsedLine(line.number, None, (blank,))
+        return ParsedLine(line.number, None, (blank_line(line.number),))
     return parse_line(line.raw, line.number)
 
 
@@ -152,6 +161,8 @@ def _json_problem(text: str, line: int, reason: str) -> Problem:
     try:
         value = json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
+        if text.startswith("\ufeff"):
+            return _not_json(line, "a byte-order mark stands where two files were joined", column=1)
         early = error.pos >= len(text.rstrip())
         return _not_json(line, "the line ends too early" if early else error.msg, column=error.pos + 1)
     except ValueError as error:

@@ -1,6 +1,8 @@
 """What is wrong with a data file, as people and programs read it. Knows no rule; the rules are in rules.py."""
 
+from bisect import insort
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +51,29 @@ class ProblemLog:
             kept = self._warnings
         if len(kept) < KEPT_PROBLEMS:
             kept.append(problem)
+
+    def merge(self, counts: Mapping[str, int], problems: Iterable[Problem], *, errors: int, warnings: int) -> None:
+        """Add another log's counts and what it kept, in the order of the lines."""
+        self.counts.update(counts)
+        self.errors += errors
+        self.warnings += warnings
+        for problem in problems:
+            kept = self._errors if problem.severity == "error" else self._warnings
+            if len(kept) < KEPT_PROBLEMS:
+                kept.append(problem)
+
+    def add_sorted(self, problem: Problem) -> None:
+        """Add a warning that may belong before others that were kept."""
+        self.counts[problem.code] += 1
+        self.warnings += 1
+        if len(self._warnings) >= KEPT_PROBLEMS and problem.line >= self._warnings[-1].line:
+            return
+        insort(self._warnings, problem, key=lambda one: one.line)
+        del self._warnings[KEPT_PROBLEMS:]
+
+    def all_kept(self) -> list[Problem]:
+        """The first thousand errors and the first thousand warnings, by line."""
+        return sorted(self._errors + self._warnings, key=lambda problem: problem.line)
 
     def kept(self) -> tuple[Problem, ...]:
         """At most a thousand problems in the order of their lines; warnings only where errors leave room."""

@@ -15,7 +15,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal")
 
 _ANSWERED = ("user", "tool", "function")
-_CONTROL_TOKEN = re.compile(
+CONTROL_TOKEN = re.compile(
     r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
 
@@ -170,7 +170,7 @@ def _check_text(text: str, path: str, line: int) -> Iterator[Problem]:
             f"The text holds a NUL character at position {text.index(chr(0)) + 1}.",
             "Remove it; it comes from a broken export.",
         )
-    found = _CONTROL_TOKEN.search(text)
+    found = CONTROL_TOKEN.search(text)
     if found:
         yield _warning(
             line,

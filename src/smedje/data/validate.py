@@ -4,37 +4,92 @@ Streams: memory grows only by a few numbers an example. Refuses to know the rule
 a tokenizer is apart, in `check_tokens`.
 """
 
+from __future__ import annotations  # Python 3.11 cannot subscript array.array
+
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from smedje.chat.template import render_examples
 from smedje.chat.tokenizer import ChatTokenizer
-from smedje.data.encode import conversation_digest
-from smedje.data.parse import ChatExample, ParsedLine, parse_lines
+from smedje.data.halves import find_copies, scan_file, worthwhile_processes
+from smedje.data.parse import blank_line, parse_lines
 from smedje.data.problems import Problem, ProblemLog, problem_from
 from smedje.data.report import Report, Statistics, TokenStatistics, distribution
+from smedje.data.scan import Segment
 from smedje.errors import InvalidRequest
 
 FEWEST_EXAMPLES = 10
 
 
-def validate_file(path: Path, *, fewest_examples: int = FEWEST_EXAMPLES) -> Report:
+def validate_file(path: Path, *, fewest_examples: int = FEWEST_EXAMPLES, processes: int | None = None) -> Report:
     """Every problem of a chat JSON Lines file, and its statistics without a tokenizer.
 
     Never raises for what is in the file. fewest_examples: fewer are an error (`invalid_n_examples`), as at OpenAI.
+    processes: read the file with so many, each its part; None for two where the file is large enough.
     """
-    log, tally = ProblemLog(), _Tally()
-    for parsed in parse_lines(path):
-        for problem in parsed.problems:
-            log.add(problem)
-        tally.count(parsed, log)
     size = path.stat().st_size
-    if tally.examples == 0:
+    segments = scan_file(path, size, processes=processes or worthwhile_processes(size))
+    log, starts = ProblemLog(), _starts(segments)
+    last = max((start + found.told for start, found in zip(starts, segments, strict=True) if found.told), default=0)
+    for start, found in zip(starts, segments, strict=True):
+        moved = [replace(problem, line=problem.line + start) for problem in found.problems]
+        log.merge(found.counts, moved, errors=found.errors, warnings=found.warnings)
+        for number in range(start + found.told + 1, min(start + found.lines, last) + 1):
+            log.add(blank_line(number))
+    copies = 0
+    for line, first in find_copies(segments, starts):
+        copies += 1
+        log.add_sorted(_copy(line, first))
+    examples = sum(found.examples for found in segments)
+    if examples == 0:
         log.add(_whole_file("empty_file", "The file has no examples.", "Write one JSON object a line."))
-    elif tally.examples < fewest_examples:
-        log.add(_too_few(tally.examples, fewest_examples))
-    return Report(log.kept(), tally.statistics(size, log))
+    elif examples < fewest_examples:
+        log.add(_too_few(examples, fewest_examples))
+    return Report(log.kept(), _statistics(segments, log, size=size, copies=copies))
+
+
+def _starts(segments: Sequence[Segment]) -> list[int]:
+    """How many lines lie before each segment."""
+    starts = [0]
+    for found in segments[:-1]:
+        starts.append(starts[-1] + found.lines)
+    return starts
+
+
+def _statistics(segments: Sequence[Segment], log: ProblemLog, *, size: int, copies: int) -> Statistics:
+    valid = sum(found.valid for found in segments)
+    roles: Counter[str] = Counter()
+    for found in segments:
+        roles.update(found.roles)
+    return Statistics(
+        examples=sum(found.examples for found in segments),
+        valid_examples=valid,
+        bytes=size,
+        messages_by_role=dict(roles),
+        messages_per_example=distribution(_joined(found.turns for found in segments)),
+        user_characters=distribution(_joined(found.user for found in segments)),
+        assistant_characters=distribution(_joined(found.assistant for found in segments)),
+        system_prompt_share=sum(found.with_system for found in segments) / valid if valid else 0.0,
+        duplicate_examples=copies,
+        errors=log.errors,
+        warnings=log.warnings,
+        problem_codes=dict(log.counts),
+    )
+
+
+def _joined(parts: Iterable[bytes]) -> array[int]:
+    joined = array("I")
+    for part in parts:
+        joined.frombytes(part)
+    return joined
+
+
+def _copy(line: int, first: int) -> Problem:
+    message = f"The example is the same as line {first}."
+    return Problem(line, "$", "duplicate_example", "warning", message, "Remove the copy.")
 
 
 def check_tokens(
@@ -86,62 +141,3 @@ def _too_few(found: int, fewest: int) -> Problem:
 def _too_long(line: int, length: int, limit: int) -> Problem:
     message = f"The example has {length} tokens; at most {limit} are allowed."
     return Problem(line, "$.messages", "example_too_long", "error", message, "Shorten or split the conversation.")
-
-
-class _Tally:
-    """Collects the statistics while the lines go by."""
-
-    def __init__(self) -> None:
-        self.examples = 0
-        self._valid = 0
-        self._with_system = 0
-        self._duplicates = 0
-        self._roles: Counter[str] = Counter()
-        self._turns = array("I")
-        self._user = array("I")
-        self._assistant = array("I")
-        self._first_lines: dict[int, int] = {}
-
-    def count(self, parsed: ParsedLine, log: ProblemLog) -> None:
-        """Take one line into account; a copy of an earlier example is a warning in `log`."""
-        if any(problem.code == "blank_line" for problem in parsed.problems):
-            return
-        self.examples += 1
-        if parsed.example is not None:
-            self._count_example(parsed.example)
-            self._look_for_copy(parsed.example, log)
-
-    def statistics(self, size: int, log: ProblemLog) -> Statistics:
-        """The statistics of what was counted. size: the file's bytes."""
-        return Statistics(
-            examples=self.examples,
-            valid_examples=self._valid,
-            bytes=size,
-            messages_by_role=dict(self._roles),
-            messages_per_example=distribution(self._turns),
-            user_characters=distribution(self._user),
-            assistant_characters=distribution(self._assistant),
-            system_prompt_share=self._with_system / self._valid if self._valid else 0.0,
-            duplicate_examples=self._duplicates,
-            errors=log.errors,
-            warnings=log.warnings,
-            problem_codes=dict(log.counts),
-        )
-
-    def _count_example(self, example: ChatExample) -> None:
-        self._valid += 1
-        self._turns.append(len(example.messages))
-        self._with_system += example.messages[0].role in ("system", "developer")
-        for message in example.messages:
-            self._roles[message.role] += 1
-            if message.role == "user":
-                self._user.append(len(message.content or ""))
-            elif message.role == "assistant":
-                self._assistant.append(len(message.content or ""))
-
-    def _look_for_copy(self, example: ChatExample, log: ProblemLog) -> None:
-        first = self._first_lines.setdefault(conversation_digest(example), example.line)
-        if first != example.line:
-            self._duplicates += 1
-            message = f"The example is the same as line {first}."
-            log.add(Problem(example.line, "$", "duplicate_example", "warning", message, "Remove the copy."))
