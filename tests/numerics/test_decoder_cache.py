@@ -8,8 +8,10 @@ from reference_models import flat, largest_difference, make_reference, random_do
 from torch import Tensor
 
 from smedje.modeling.attention import DocumentAttention, cached_attention
-from smedje.modeling.config import DecoderShape
+from smedje.modeling.config import DecoderShape, targets_of
 from smedje.modeling.load import load_decoder
+from smedje.modeling.lora import AdapterConfig, SegmentedLora, ServedAdapter, TrainableLora, merge_into
+from smedje.modeling.transformer import CausalDecoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -68,3 +70,47 @@ def test_cached_steps_equal_a_full_forward(family: str, tmp_path: Path) -> None:
     difference = largest_difference(torch.cat(rows[0] + rows[1]), wanted)
     print(f"{family}: largest difference {difference:.1e}")
     assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2", "gemma3"])
+def test_packing_changes_the_layout_and_not_the_numbers(family: str, tmp_path: Path) -> None:
+    """A packed decoder gives the same hidden states and logits at one row, a few and many, with an adapter too."""
+    make_reference(family, tmp_path)
+    plain, packed = load_decoder(tmp_path), load_decoder(tmp_path)
+    packed.pack()
+    config = AdapterConfig(4, 8.0, targets_of(plain.slots))
+    weights = {name: 0.1 * torch.ones_like(tensor) for name, tensor in new_weights(plain, config).items()}
+    for length in (1, 6, 70):
+        tokens, positions = flat(random_documents([length]))
+        attend = DocumentAttention([length], plain.shape.windows)
+        with torch.inference_mode():
+            hidden = [decoder.forward(tokens, positions, attend) for decoder in (plain, packed)]
+            assert largest_difference(*hidden) <= 1e-5
+            assert largest_difference(*(d.head(h) for d, h in zip((plain, packed), hidden, strict=True))) <= 1e-5
+            adapted = []
+            for decoder in (plain, packed):
+                lora = SegmentedLora([(ServedAdapter(decoder, weights, config), torch.arange(length))])
+                adapted.append(decoder.forward(tokens, positions, attend, lora))
+            assert largest_difference(*adapted) <= 1e-5
+            assert largest_difference(hidden[0], adapted[0]) > 1e-3
+
+
+def new_weights(decoder: CausalDecoder, config: AdapterConfig) -> dict[str, Tensor]:
+    """A fresh adapter's tensors."""
+    return TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(0)).weights()
+
+
+def test_a_packed_decoder_refuses_training_and_export(tmp_path: Path) -> None:
+    """What packing gave up fails at once, never quietly."""
+    make_reference("llama", tmp_path)
+    decoder = load_decoder(tmp_path)
+    config = AdapterConfig(4, 8.0, targets_of(decoder.slots))
+    lora = TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(0))
+    decoder.pack()
+    tokens, positions = flat(random_documents([6]))
+    with pytest.raises(AssertionError, match="inference"):
+        decoder.forward(tokens, positions, DocumentAttention([6]), lora)
+    with pytest.raises(AssertionError, match="packed"):
+        decoder.export_state()
+    with pytest.raises(AssertionError, match="packed"):
+        merge_into(decoder, lora.weights(), config)

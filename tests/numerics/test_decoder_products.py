@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smedje.modeling.products import frozen_linear, product
+from smedje.modeling.products import frozen_linear, packed, product
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +59,15 @@ def test_a_weight_that_asks_for_its_gradient_gets_it() -> None:
     frozen_linear(x, weight).sum().backward()
     assert weight.grad is not None
     assert torch.allclose(weight.grad, x.sum(0).expand(40, 24), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 100])
+def test_a_packed_weight_gives_the_same_product_and_still_tells_its_shape(rows: int) -> None:
+    """Packing changes where the values lie; shape, type and device can be read as before."""
+    x, weight = matrix(rows, 72, layout="rows", seed=11), matrix(130, 72, layout="rows", seed=12)
+    bias = matrix(1, 130, layout="rows", seed=13)[0]
+    small = packed(weight)
+    assert (small.shape, small.dtype, small.device) == (weight.shape, weight.dtype, weight.device)
+    assert torch.allclose(product(x, small, bias), product(x, weight, bias), atol=1e-5)
+    half = weight.to(torch.bfloat16)
+    assert packed(half) is half

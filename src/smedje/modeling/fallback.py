@@ -88,6 +88,9 @@ class FallbackDecoder(nn.Module):
         weight: Tensor = self.model.get_submodule(self._names[site]).weight
         return weight
 
+    def pack(self) -> None:
+        """Nothing: transformers' layers keep their plain weights."""
+
     def export_state(self) -> Mapping[str, Tensor]:
         """Every stored tensor under its Hugging Face name; tied tensors once."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())

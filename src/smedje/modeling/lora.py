@@ -301,6 +301,7 @@ def _deltas(
 def merge_into(decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> None:
     """Add the adapter to the decoder's own weights in place: W + scale * B A, summed in fp32 and rounded once."""
     for slot, delta in _deltas(decoder, weights, config):
+        assert not decoder.weight(slot.site).is_mkldnn, "packed weights cannot be changed"
         base = decoder.weight(slot.site)[slot.start : slot.stop]
         base.copy_(base.float() + delta.to(base.device))
 

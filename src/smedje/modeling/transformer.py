@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
-from smedje.modeling.products import frozen_linear
+from smedje.modeling.products import frozen_linear, packed
 from smedje.modeling.rope import inverse_frequencies, rotate, turns
 
 
@@ -34,7 +34,8 @@ class LowRank(Protocol):
 class CausalDecoder(Protocol):
     """What training, serving and evaluation need of a base model, ours or a fallback.
 
-    `slots`: its linears by Hugging Face name. `weight(site)`: a linear's frozen weight [out, in].
+    `slots`: its linears by Hugging Face name. `weight(site)`: a linear's frozen weight [out, in]. `pack()`: get ready
+    for inference alone.
     """
 
     shape: DecoderShape
@@ -45,6 +46,8 @@ class CausalDecoder(Protocol):
     def head(self, hidden: Tensor) -> Tensor: ...
 
     def weight(self, site: Site) -> Tensor: ...
+
+    def pack(self) -> None: ...
 
     def export_state(self) -> Mapping[str, Tensor]: ...
 
@@ -118,7 +121,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config, dtype=dtype, device=device) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.empty(size[1], dtype=dtype, device=device), requires_grad=False)
-        self.output = (
+        self.output: Tensor = (
             self.embedding
             if config.tie_embeddings
             else nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
@@ -146,7 +149,9 @@ class Decoder(nn.Module):
 
     def weight(self, site: Site) -> Tensor:
         """A fused linear's weight [out, in]; the same storage the forward pass reads."""
-        return self.blocks[site.layer].get_parameter(site.linear)
+        weight = getattr(self.blocks[site.layer], site.linear)
+        assert isinstance(weight, Tensor)
+        return weight
 
     def bias(self, site: Site) -> Tensor | None:
         """A fused linear's bias [out], or None where the family has none."""
@@ -154,8 +159,24 @@ class Decoder(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Lay the linears out for inference and give the plain ones up: no training, merging or export afterwards.
+
+        CPU in fp32 only (products.packed); elsewhere nothing changes. A tied embedding then lies in memory twice.
+        """
+        for block in self.blocks:
+            for name in ("qkv", "o", "gate_up", "down"):
+                plain = block.get_parameter(name)
+                delattr(block, name)
+                setattr(block, name, packed(plain))
+        plain = self.output
+        del self.output
+        self.output = packed(plain)
+
     def export_state(self) -> dict[str, Tensor]:
         """Every tensor under its Hugging Face name, as views; q, k, v and gate, up apart where the files are."""
+        assert not self.output.is_mkldnn, "packed weights cannot be read back"
         state: dict[str, Tensor] = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         for slot in self.slots:
             state[f"{slot.name}.weight"] = self.weight(slot.site)[slot.start : slot.stop]
