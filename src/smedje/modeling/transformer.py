@@ -170,9 +170,9 @@ class Decoder(nn.Module):
                 plain = block.get_parameter(name)
                 delattr(block, name)
                 setattr(block, name, packed(plain))
-        plain = self.output
+        output = self.output
         del self.output
-        self.output = packed(plain)
+        self.output = packed(output)
 
     def export_state(self) -> dict[str, Tensor]:
         """Every tensor under its Hugging Face name, as views; q, k, v and gate, up apart where the files are."""
