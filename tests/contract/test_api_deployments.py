@@ -135,8 +135,8 @@ def test_an_estimate_counts_exactly_and_says_what_its_time_rests_on(server: Serv
 
     two, four = ask(2), ask(4)
     assert (two["rows"], two["validation_rows"], two["steps"]) == (32, 8, 16)
-    assert isinstance(two["tokens"], int)
-    assert four["tokens"] == 2 * two["tokens"]
+    assert isinstance(two["trained_tokens"], int)
+    assert four["trained_tokens"] == 2 * two["trained_tokens"]
     assert (four["n_epochs"], four["steps"]) == (4, 32)
     assert "no job on tiny-random has finished" in str(two["basis"])
     assert two["fits"] is True

@@ -79,7 +79,7 @@ ROUTES = [
 
 def masked(answer: Any, ids: dict[str, str]) -> str:
     """An answer's text with the ids that were asked for taken out."""
-    text = answer.text
+    text: str = answer.text
     for value in ids.values():
         text = text.replace(value, "ID")
     return text

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from tests.api_server import Server, chat_lines, make_app, make_context, serving
 
+from smedje.errors import NotFound, TooLarge
 from smedje.objects.store import open_objects
 from smedje.services import files as service
 from smedje.services import projects
@@ -194,7 +195,7 @@ def test_a_file_beyond_the_limit_leaves_nothing(server: Server) -> None:
     before = objects_of(server.ctx)
     upload = service.Upload(server.ctx, limit=1000)
     upload.write(b"x" * 1000)
-    with pytest.raises(service.TooLarge):
+    with pytest.raises(TooLarge):
         upload.write(b"x")
     upload.abort()
     assert objects_of(server.ctx) == before
@@ -210,7 +211,7 @@ def test_an_expired_file_is_gone(server: Server) -> None:
     )
     assert made.expires_at == made.created_at + 3600
     later = replace(server.ctx, now=lambda: made.created_at + 3601.0)
-    with pytest.raises(service.NotFound):
+    with pytest.raises(NotFound):
         service.get_file(later, server.project, made.id)
     assert made.id not in [file.id for file in service.list_files(later, server.project, limit=100, order="desc")]
 

@@ -23,7 +23,8 @@ def run(
 ) -> tuple[str, list[TokenText], bool]:
     """Text, log probabilities and whether a stop string ended it, fed `size` tokens at a time."""
     answer = AnswerText(tokenizer, stop=stop)
-    text, told = "", []
+    text = ""
+    told: list[TokenText] = []
     for start in range(0, len(tokens), size):
         part = tokens[start : start + size]
         piece, logprobs = answer.feed(part, [TokenLogprob(token=token, logprob=-1.0 - token) for token in part])

@@ -18,6 +18,7 @@ from smedje.services import catalog, deployments, estimate, finetuning
 from smedje.services import files as file_service
 from smedje.services.context import Context
 from smedje.services.job_request import JobDraft
+from smedje.services.training_spec import Origin
 from smedje.store import catalog as model_rows
 from smedje.store import jobs as rows
 from smedje.store import usage as usage_rows
@@ -66,7 +67,13 @@ def move(ctx: Context, job: FineTuningJob, *statuses: JobStatus) -> FineTuningJo
 def say_step(ctx: Context, job: FineTuningJob, step: int) -> None:
     """The event of one optimizer step."""
     event = JobEvent(
-        id=new_id(EVENT), job_id=job.id, created_at=1002, level="info", message="Step", type="metrics", data={}
+        id=new_id(EVENT),
+        job_id=job.id,
+        created_at=1002,
+        level="info",
+        message="Step",
+        type="metrics",
+        data={"step": step},
     )
     with ctx.database.transaction() as tx:
         rows.insert_step_event(tx, event, step)
@@ -93,6 +100,7 @@ def test_a_running_job_pauses_after_its_first_step_and_goes_on(
     with pytest.raises(Conflict):
         finetuning.pause_job(ctx, project, job.id)
     job = move(ctx, job, JobStatus.QUEUED, JobStatus.RUNNING)
+    say_step(ctx, job, 0)  # the measurement before training
     with pytest.raises(Conflict, match="has not done a step"):
         finetuning.pause_job(ctx, project, job.id)
     with pytest.raises(Conflict, match="only a paused job"):
@@ -169,7 +177,7 @@ def test_a_job_goes_on_from_a_tuned_model_or_a_checkpoint(ctx: Context, project:
         draft = JobDraft(model=name, training_file=job.request.training_file)
         made = finetuning.create_job(ctx, project, draft)
         assert (made.request.model, made.request.base_model) == (name, TINY)
-        assert catalog.resolve_origin(ctx, project.id, name) == catalog.Origin(base_model=TINY, adapter_key=key)
+        assert catalog.resolve_origin(ctx, project.id, name) == Origin(base_model=TINY, adapter_key=key)
         deployed = deployments.create_deployment(ctx, project, name=f"d{len(name)}", model=name)
         found = catalog.resolve(ctx, project.id, deployed.name)
         assert (found.model, found.adapter_key, found.deployment) == (name, key, deployed.name)

@@ -155,11 +155,12 @@ class Chat:
     def _prepare(self, caller: Principal, request: ChatRequest) -> _Prepared:
         resolved = resolve(self._ctx, caller.project.id, request.model)
         folder = installed_folder(self._ctx.home, resolved.base_model)
-        tokenizer = self._tokenizer(folder)
+        tokenizer = self.tokenizer(folder)
         tokens = render_prompt(tokenizer, request.messages)
         return _Prepared(request=request, resolved=resolved, folder=folder, tokenizer=tokenizer, tokens=tuple(tokens))
 
-    def _tokenizer(self, folder: Path) -> ChatTokenizer:
+    def tokenizer(self, folder: Path) -> ChatTokenizer:
+        """The tokenizer of an installed base model, kept between requests."""
         # A model may be pulled again, and templates may print the day: both make another tokenizer.
         key = (folder, (folder / MANIFEST).stat().st_mtime_ns, date.today())
         with self._lock:

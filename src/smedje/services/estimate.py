@@ -47,16 +47,16 @@ SHOWN_PROBLEMS = 3
 class Estimate:
     """A prediction. Tokens are real tokens of the base model's tokenizer, without padding.
 
-    rows, validation_rows: training examples after the split. tokens: seen in training, over all epochs.
-    trained_tokens: those of them that are learnt from (what usage counts). seconds: without waiting in the queue.
+    rows, validation_rows: examples after the split. trained_tokens: all tokens of the training rows over all epochs, as
+    the job and usage count them. labelled_tokens: those of them that are learnt. seconds: without waiting in the queue.
     memory_bytes: peak of the training process. disk_bytes: checkpoints. fits: whether the machine has the memory.
     basis: what `seconds` rests on, in words.
     """
 
     rows: int
     validation_rows: int
-    tokens: int
     trained_tokens: int
+    labelled_tokens: int
     n_epochs: int
     batch_size: int
     learning_rate: float
@@ -99,14 +99,14 @@ def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
         max_steps=spec.max_steps,
     )
     passes = plan.total_steps / plan.steps_per_epoch * rows / max(1, found.examples)
-    tokens, trained = round(found.tokens * passes), round(found.trained_tokens * passes)
-    seconds, basis = _seconds(ctx, project, spec, tokens=tokens, trained_tokens=trained)
+    tokens = round(found.tokens * passes)
+    seconds, basis = _seconds(ctx, project, spec, tokens=tokens)
     memory = predicted_memory(spec)
     return Estimate(
         rows=rows,
         validation_rows=held_out,
-        tokens=tokens,
-        trained_tokens=trained,
+        trained_tokens=tokens,
+        labelled_tokens=round(found.trained_tokens * passes),
         n_epochs=plan.n_epochs,
         batch_size=plan.batch_size,
         learning_rate=plan.learning_rate,
@@ -132,9 +132,7 @@ def _tokens(ctx: Context, project: Project, job: FineTuningJob, param: str, file
     return found
 
 
-def _seconds(
-    ctx: Context, project: Project, spec: TrainingSpec, *, tokens: int, trained_tokens: int
-) -> tuple[float, str]:
+def _seconds(ctx: Context, project: Project, spec: TrainingSpec, *, tokens: int) -> tuple[float, str]:
     """Predicted seconds and what they rest on: this project's own jobs on the base model, or arithmetic."""
     now = ctx.seconds()
     with ctx.database.transaction() as tx:
@@ -143,7 +141,7 @@ def _seconds(
         if total.kind == "training" and total.model == spec.base_model and total.trained_tokens and total.seconds:
             counted = "the job" if total.records == 1 else f"the {total.records} jobs"
             basis = f"{counted} on {spec.base_model} that finished in this project in the last 30 days"
-            return trained_tokens * total.seconds / total.trained_tokens, basis
+            return tokens * total.seconds / total.trained_tokens, basis
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     work = tokens * OPERATIONS_PER_WEIGHT * _parameters(spec)
     basis = (

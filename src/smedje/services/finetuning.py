@@ -160,7 +160,7 @@ def _has_done_a_step(tx: Connection, job: FineTuningJob) -> None:
         return
     # A running job's newest events are its steps, so the first few tell.
     events = store.list_events(tx, job.id, limit=EVENTS_LOOKED_AT)
-    if not any(event.type == "metrics" for event in events):
+    if not any(event.type == "metrics" and (event.data or {}).get("step", 0) > 0 for event in events):
         raise Conflict(
             f"Job {job.id} has not done a step yet, so there is nothing to save. Pause it after its first step.",
             code="job_state_conflict",

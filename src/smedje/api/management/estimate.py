@@ -20,8 +20,8 @@ class EstimateObject(BaseModel):
     object: Literal["fine_tuning.estimate"] = "fine_tuning.estimate"
     rows: int
     validation_rows: int
-    tokens: int
     trained_tokens: int
+    labelled_tokens: int
     n_epochs: int
     batch_size: int
     learning_rate: float
