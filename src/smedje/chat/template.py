@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from smedje.chat.control_tokens import marked
 from smedje.chat.jinja_template import ChatTemplate
 from smedje.chat.messages import Turn, to_turns
 from smedje.chat.tokenizer import ChatTokenizer
@@ -44,7 +45,7 @@ def render_prompt(
     Raises InvalidRequest when the messages are malformed or the template refuses them, UnsupportedField for tools that
     the template has no place for.
     """
-    turns = _prepare(tokenizer, messages, tools)
+    turns, tools = _prepare(tokenizer, messages, tools)
     texts = [_prompt_text(tokenizer, turns[:end], tools) for end in (*_answers(turns), len(turns))]
     return _encode_pieces(tokenizer, _pieces(texts))
 
@@ -59,7 +60,7 @@ def render_examples(
     where the template rewrites earlier turns (Qwen 3 drops their reasoning) each answer gets an example of its own.
     Raises as `render_prompt` does, and InvalidRequest (`no_trained_message`) when no assistant message counts.
     """
-    turns = _prepare(tokenizer, messages, tools)
+    turns, tools = _prepare(tokenizer, messages, tools)
     weights = _answer_weights(messages, turns)
     trained = [index for index, weight in weights.items() if weight > 0]
     if not trained:
@@ -86,7 +87,10 @@ def render_examples(
     ]
 
 
-def _prepare(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]], tools: Tools | None) -> list[Turn]:
+def _prepare(
+    tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]], tools: Tools | None
+) -> tuple[list[Turn], Tools | None]:
+    """Turns and tools as the template takes them, with marks in every control token that a caller spelled."""
     template = tokenizer.template
     if tools and not template.knows_tools:
         raise UnsupportedField(
@@ -95,7 +99,12 @@ def _prepare(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]], to
             code="tools_not_supported",
             param="tools",
         )
-    return to_turns(messages, template)
+    control = tokenizer.control_tokens
+    turns = [
+        {key: part if key == "role" else marked(part, control) for key, part in turn.items()}
+        for turn in to_turns(messages, template)
+    ]
+    return turns, marked(tools, control)
 
 
 def _answers(turns: Sequence[Turn]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from smedje.chat.control_tokens import MARK, reader_of_marks, spellings
 from smedje.chat.jinja_template import ChatTemplate, compile_chat_template
 from smedje.errors import InvalidRequest, Unavailable
 
@@ -37,8 +38,9 @@ class ChatTokenizer:
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; no token is added, and special tokens spelled out in the text become their ids."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of `text`; no token is added, and special tokens spelled out become their ids unless they are marked."""
+        reader = self._reader_of_marks if MARK in text else self.tokenizer
+        ids: list[int] = reader.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -57,6 +59,15 @@ class ChatTokenizer:
         """Finds the tokens that cut a text before anything else is looked at; nothing where there are none."""
         texts = sorted((token.content for token in self.tokenizer.get_added_tokens_decoder().values()), key=len)
         return re.compile("|".join(re.escape(text) for text in reversed(texts)) or r"(?!)")
+
+    @cached_property
+    def control_tokens(self) -> re.Pattern[str]:
+        """Finds the spellings of control tokens, which callers may not smuggle into a prompt."""
+        return spellings(self.tokenizer, self.stop_ids)
+
+    @cached_property
+    def _reader_of_marks(self) -> Tokenizer:
+        return reader_of_marks(self.tokenizer)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
