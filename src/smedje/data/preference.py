@@ -134,7 +134,9 @@ def check_pair_tokens(
         trained.append(sum(weight > 0 for _, weights in rendered for weight in weights))
         longest = max(len(tokens) for tokens, _ in rendered)
         if max_tokens is not None and longest > max_tokens:
-            log.add(Problem(parsed.line, "$", "example_too_long", "error", _too_long(longest, max_tokens), "Shorten it."))
+            log.add(
+                Problem(parsed.line, "$", "example_too_long", "error", _too_long(longest, max_tokens), "Shorten it.")
+            )
     tokens, counted = sum(lengths), sum(trained)
     return log.kept(), TokenStatistics(
         examples=len(lengths),
@@ -167,9 +169,7 @@ def encode_pairs(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Pr
             except InvalidRequest as error:
                 raise InvalidData(f"Line {parsed.line}: {error.message}", code=error.code) from error
             if len(tokens) > max_tokens:
-                raise InvalidData(
-                    f"Line {parsed.line}: {_too_long(len(tokens), max_tokens)}", code="example_too_long"
-                )
+                raise InvalidData(f"Line {parsed.line}: {_too_long(len(tokens), max_tokens)}", code="example_too_long")
             answers.tokens.extend(tokens)
             answers.weights.extend(weights)
             answers.offsets.append(len(answers.tokens))
@@ -253,7 +253,10 @@ def _example(
 ) -> ChatExample | None:
     """Prompt and answer as a chat example in which only the answer is trained; a problem is told once."""
     context = [{**m, "weight": 0} if _is_answer(m) else m for m in prompt["messages"]]
-    chat = {**{name: prompt[name] for name in PROMPT_KEYS if name in prompt}, "messages": [*context, {**answer, "weight": 1}]}
+    chat = {
+        **{name: prompt[name] for name in PROMPT_KEYS if name in prompt},
+        "messages": [*context, {**answer, "weight": 1}],
+    }
     parsed = parse_line(msgspec.json.encode(chat), line.number)
     place = f"$.messages[{len(context)}]"
     for problem in parsed.problems:

@@ -90,14 +90,7 @@ def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
     elif spec.data.validation_fraction > 0:
         chosen, held = split_rows(found.examples, seed=spec.seed, validation_fraction=spec.data.validation_fraction)
         rows, held_out = len(chosen), len(held)
-    plan = resolve_plan(
-        rows=rows,
-        n_epochs=spec.n_epochs,
-        batch_size=spec.batch_size,
-        optimizer=spec.optimizer,
-        warmup_ratio=spec.schedule.warmup_ratio,
-        max_steps=spec.max_steps,
-    )
+    plan = resolve_plan(rows, spec)
     passes = plan.total_steps / plan.steps_per_epoch * rows / max(1, found.examples)
     tokens = round(found.tokens * passes)
     seconds, basis = _seconds(ctx, project, spec, tokens=tokens)

@@ -1,11 +1,13 @@
 """Saved state of a run, for an exact resume, and checkpoints, for people to deploy. The manifest comes last.
 
-Saved state = adapter, AdamW moments, counters. A checkpoint = a PEFT adapter folder. Both lie under the run folder;
-a folder without a manifest, or whose digests do not match it, does not exist as far as a reader is concerned.
+Saved state = trained tensors, the optimizer's moments, counters, the best step. A checkpoint = a PEFT adapter folder,
+for a classifier with its head and label names beside it. Both lie under the run folder; a folder without a manifest,
+or whose digests do not match it, does not exist as far as a reader is concerned.
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import safetensors.torch
@@ -15,20 +17,28 @@ from smedje.errors import NotFound
 from smedje.modeling.adapter import adapter_files
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
-from smedje.training.loop import State
+from smedje.training.loop import Best, State
 
 KEEP_STATES = 2
 MANIFEST = "manifest.json"
 STATE_FILE = "state.safetensors"
+HEAD_FILE = "classifier.safetensors"
+LABELS_FILE = "classifier.json"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a saved folder holds. files: name to SHA-256. metrics: figures of the step, for checkpoints."""
+    """What a saved folder holds. files: name to SHA-256. metrics: figures of the step, for checkpoints.
+
+    best_*: the lowest full validation loss so far (None: none yet), for saved states.
+    """
 
     step: int
     trained_tokens: int
     files: dict[str, str]
     metrics: dict[str, float] = {}
+    best_step: int = 0
+    best_loss: float | None = None
+    best_since: int = 0
 
 
 def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
@@ -44,12 +54,21 @@ def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
 def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
     """Save the state of `state.step`; keeps this and the one before it."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in state.lora.named_parameters():
+    for name, parameter in state.trained().items():
         tensors[f"weight/{name}"] = parameter.detach().contiguous()
         for key, value in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().contiguous()
+            if value is not None:
+                tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().contiguous()
     files = {STATE_FILE: safetensors.torch.save(tensors)}
-    manifest = Manifest(step=state.step, trained_tokens=state.trained_tokens, files=_digests(files))
+    best = state.best
+    manifest = Manifest(
+        step=state.step,
+        trained_tokens=state.trained_tokens,
+        files=_digests(files),
+        best_step=best.step,
+        best_loss=best.loss if math.isfinite(best.loss) else None,
+        best_since=best.since,
+    )
     _publish(objects, folder.state_prefix(state.step), files, manifest)
     for step in saved_steps(objects, folder)[:-KEEP_STATES]:
         objects.delete_prefix(folder.state_prefix(step))
@@ -76,15 +95,17 @@ def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> 
         raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
     tensors = safetensors.torch.load(raw)
     with torch.no_grad():
-        for name, parameter in state.lora.named_parameters():
+        for name, parameter in state.trained().items():
             parameter.copy_(tensors.pop(f"weight/{name}"))
-    for name, parameter in state.lora.named_parameters():
+    for name, parameter in state.trained().items():
         ending = "/" + name
         moments = {key.removesuffix(ending): value for key, value in tensors.items() if key.endswith(ending)}
         if moments:
             state.optimizer.state[parameter] = moments
     state.step = manifest.step
     state.trained_tokens = manifest.trained_tokens
+    loss = math.inf if manifest.best_loss is None else manifest.best_loss
+    state.best = Best(step=manifest.best_step, loss=loss, since=manifest.best_since)
 
 
 def load_latest_state(objects: Objects, folder: RunFolder, state: State) -> bool:
@@ -99,11 +120,23 @@ def load_latest_state(objects: Objects, folder: RunFolder, state: State) -> bool
 
 
 def save_checkpoint(
-    objects: Objects, folder: RunFolder, state: State, *, base_model: str, metrics: Mapping[str, float]
+    objects: Objects,
+    folder: RunFolder,
+    state: State,
+    *,
+    base_model: str,
+    metrics: Mapping[str, float],
+    labels: Sequence[str] = (),
 ) -> str:
-    """Publish the adapter of `state.step` in PEFT's format; returns its object-storage prefix."""
+    """Publish the adapter of `state.step` in PEFT's format; returns its object-storage prefix.
+
+    labels: a classifier's label names, in the order of its head's rows.
+    """
     prefix = folder.checkpoint_prefix(state.step)
     files = adapter_files(state.lora.weights(), state.lora.config, base_model)
+    if state.head is not None:
+        files[HEAD_FILE] = safetensors.torch.save({"score.weight": state.head.detach().contiguous()})
+        files[LABELS_FILE] = msgspec.json.format(msgspec.json.encode({"labels": list(labels)}), indent=2)
     manifest = Manifest(
         step=state.step, trained_tokens=state.trained_tokens, files=_digests(files), metrics=dict(metrics)
     )

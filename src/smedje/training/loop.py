@@ -1,32 +1,36 @@
 """The one training loop: a generator of step records. Knows nothing of files, clocks on the wall or who is listening.
 
 Everything random is a pure function of (seed, epoch, step): the order of rows, and the dropout masks. So the state
-that an exact resume needs is the adapter, the optimizer's moments and two counters.
+that an exact resume needs is the trained tensors, the optimizer's moments, two counters and the best step so far.
 """
 
-import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from smedje.data.batches import epoch_order, flat_batch, micro_batches
+from smedje.data.classification import LabelledDataset, class_weights, label_batch
 from smedje.data.encode import EncodedDataset
+from smedje.data.preference import PreferenceDataset
 from smedje.modeling.lora import TrainableLora
 from smedje.modeling.transformer import CausalDecoder
-from smedje.training.objectives import Sums, supervised, to_tensors
+from smedje.training.figures import Figures, figures_of
+from smedje.training.objectives import Sums, classification, preference, supervised, to_tensors
 from smedje.training.optimizer import rate_at, set_rate
 from smedje.training.resolve import Plan
+from smedje.training.spec import LossSpec, ObjectiveSpec, WatchSpec
 
 VALIDATE_EVERY = 10
+PLAIN = LossSpec()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Some rows of an encoded dataset: which part trains, which part is held out."""
+    """Some rows of a dataset: which part trains, which part is held out. A row is an example, a pair or a text."""
 
-    dataset: EncodedDataset
+    dataset: EncodedDataset | PreferenceDataset | LabelledDataset
     indices: Sequence[int]
 
 
@@ -37,60 +41,89 @@ class Job:
     plan: Plan
     training: Rows
     validation: Rows | None
+    objective: ObjectiveSpec
+    watch: WatchSpec
     seed: int
     max_grad_norm: float
     micro_batch_tokens: int
     device: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The lowest full validation loss so far, its step, and how many full validations since did not go below it."""
+
+    step: int = 0
+    loss: float = float("inf")
+    since: int = 0
+
+
 @dataclass
 class State:
-    """What changes: the adapter, the optimizer, and how far they have come. trained_tokens: all tokens of rows seen."""
+    """What changes: the adapter, the optimizer, and how far they have come. trained_tokens: all tokens of rows seen.
+
+    head: classes by hidden size, of a classifier. reference: the frozen adapter that preference training starts from.
+    """
 
     decoder: CausalDecoder
     lora: TrainableLora
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
+    head: torch.nn.Parameter | None = None
+    reference: TrainableLora | None = None
     step: int = 0
     trained_tokens: int = 0
+    best: Best = Best()
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Every trained tensor by a name of its own."""
+        named = dict(self.lora.named_parameters())
+        return named if self.head is None else {**named, "head": self.head}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One optimizer step, or step 0: the untouched base model on the validation rows.
+    """One optimizer step, or step 0: the model before training on the validation rows.
 
-    Losses are mean nats a labelled token; accuracies the share of labelled tokens hit greedily. tokens: all tokens in
-    the step, labelled: those with a loss. seconds: the step's own time, validation left out.
+    Losses are mean nats; accuracies the share of hits; `more` has further means by name. tokens: all tokens in the
+    step, labelled: those with a loss, computed: those that went through the network, counted for each pass. seconds:
+    the step's own time, validation left out. keep: a checkpoint is due. last: training ends here.
     """
 
     step: int
     epoch_end: bool = False
+    keep: bool = False
+    last: bool = False
     train_loss: float | None = None
     train_accuracy: float | None = None
     valid_loss: float | None = None
     valid_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_accuracy: float | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
     learning_rate: float = 0.0
     grad_norm: float = 0.0
     tokens: int = 0
     labelled: int = 0
+    computed: int = 0
     seconds: float = 0.0
 
 
 def train(job: Job, state: State) -> Iterator[StepRecord]:
     """Train from `state.step` to the plan's end, changing `state`; it is whole and savable at every yield."""
     if state.step == 0 and job.validation is not None:
-        loss, accuracy = validate(job, state, job.validation.indices)
-        yield StepRecord(step=0, full_valid_loss=loss, full_valid_accuracy=accuracy)
+        yield _with_full(StepRecord(step=0), validate(job, state, job.validation.indices))
     order: list[int] = []
     order_epoch = -1
-    while state.step < job.plan.total_steps:
+    last = state.step >= job.plan.total_steps
+    while not last:
         epoch, place = divmod(state.step, job.plan.steps_per_epoch)
         if epoch != order_epoch:
             order, order_epoch = epoch_order(len(job.training.indices), seed=job.seed, epoch=epoch), epoch
         start = place * job.plan.batch_size
         chosen = [job.training.indices[i] for i in order[start : start + job.plan.batch_size]]
-        yield _with_validation(job, state, _optimizer_step(job, state, chosen))
+        record = _watched(job, state, _with_validation(job, state, _optimizer_step(job, state, chosen)))
+        last = record.last
+        yield record
 
 
 def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord:
@@ -103,7 +136,7 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
     state.optimizer.zero_grad(set_to_none=True)
     sums = [_backward(job, state, part) for part in _parts(job, job.training, chosen)]
     weight = sum(s.weight for s in sums)
-    parameters = [p for p in state.lora.parameters() if p.grad is not None]
+    parameters = [p for p in state.trained().values() if p.grad is not None]
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad.div_(weight)
@@ -112,16 +145,18 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
     tokens = sum(job.training.dataset.length(i) for i in chosen)
     state.step += 1
     state.trained_tokens += tokens
-    loss, accuracy = _means(sums)
+    found = figures_of(sums)
     return StepRecord(
         step=state.step,
         epoch_end=state.step % job.plan.steps_per_epoch == 0 or state.step == job.plan.total_steps,
-        train_loss=loss,
-        train_accuracy=accuracy,
+        train_loss=found.loss,
+        train_accuracy=found.accuracy,
+        more={f"train_{name}": value for name, value in found.more.items()},
         learning_rate=rate,
         grad_norm=norm,
         tokens=tokens,
-        labelled=sum(s.count for s in sums),
+        labelled=sum(s.labelled for s in sums),
+        computed=sum(s.computed for s in sums),
         seconds=time.perf_counter() - began,
     )
 
@@ -139,42 +174,70 @@ def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _backward(job: Job, state: State, indices: Sequence[int]) -> Sums:
-    batch = to_tensors(flat_batch(job.training.dataset, indices), job.device)
-    sums = supervised(state.decoder, state.lora, batch)
+    sums = _sums(job, state, job.training, indices, loss=job.objective.loss)
     sums.loss.backward()  # type: ignore[no-untyped-call]
     return sums
 
 
-def _means(sums: Sequence[Sums]) -> tuple[float, float]:
-    """Weighted mean loss and accuracy. A non-finite loss is returned as it is: hiding it would be a lie."""
-    weight = sum(s.weight for s in sums)
-    count = sum(s.count for s in sums)
-    return math.fsum(float(s.loss.detach()) for s in sums) / weight, sum(s.correct for s in sums) / count
+def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: LossSpec) -> Sums:
+    """The objective on some rows: which one follows from what a row is."""
+    match rows.dataset:
+        case PreferenceDataset() as pairs:
+            both = [2 * i + side for i in indices for side in (0, 1)]
+            batch = to_tensors(flat_batch(pairs.answers, both), job.device)
+            return preference(state.decoder, state.lora, state.reference, batch, beta=job.objective.beta)
+        case LabelledDataset() as labelled:
+            assert state.head is not None
+            balanced = job.objective.balanced and rows is job.training
+            weights = class_weights(labelled, rows.indices) if balanced else None
+            batch = to_tensors(label_batch(labelled, indices, weights), job.device)
+            return classification(state.decoder, state.lora, state.head, batch, loss)
+        case EncodedDataset() as examples:
+            return supervised(state.decoder, state.lora, to_tensors(flat_batch(examples, indices), job.device), loss)
 
 
 def _with_validation(job: Job, state: State, record: StepRecord) -> StepRecord:
     """The record with validation figures where they are due: a batch every ten steps, all rows at an epoch's end."""
     if job.validation is None:
         return record
-    if record.epoch_end:
-        loss, accuracy = validate(job, state, job.validation.indices)
-        record = replace(record, full_valid_loss=loss, full_valid_accuracy=accuracy)
+    every = job.watch.evaluate_every
+    if record.epoch_end or (every is not None and state.step % every == 0):
+        record = _with_full(record, validate(job, state, job.validation.indices))
     if record.epoch_end or state.step % VALIDATE_EVERY == 0:
         rows = job.validation.indices
         size = min(job.plan.batch_size, len(rows))
         first = (state.step // VALIDATE_EVERY * size) % len(rows)
-        loss, accuracy = validate(job, state, [rows[(first + i) % len(rows)] for i in range(size)])
-        record = replace(record, valid_loss=loss, valid_accuracy=accuracy)
+        found = validate(job, state, [rows[(first + i) % len(rows)] for i in range(size)])
+        more = {f"valid_{name}": value for name, value in found.more.items()}
+        record = replace(record, valid_loss=found.loss, valid_accuracy=found.accuracy, more={**record.more, **more})
     return record
 
 
-def validate(job: Job, state: State, indices: Sequence[int]) -> tuple[float, float]:
-    """Mean loss (nats a labelled token) and token accuracy of these validation rows, dropout off."""
+def _with_full(record: StepRecord, found: Figures) -> StepRecord:
+    more = {f"full_valid_{name}": value for name, value in found.more.items()}
+    return replace(record, full_valid_loss=found.loss, full_valid_accuracy=found.accuracy, more={**record.more, **more})
+
+
+def _watched(job: Job, state: State, record: StepRecord) -> StepRecord:
+    """Note the best step, and say whether a checkpoint is due and whether training ends here."""
+    watch, loss, better = job.watch, record.full_valid_loss, False
+    if loss is not None:
+        # Best is any fall; patience counts falls that are too small to be worth going on.
+        better = loss < state.best.loss
+        enough = loss < state.best.loss - watch.threshold
+        best = Best(step=state.step, loss=loss) if better else state.best
+        state.best = replace(best, since=0 if enough else state.best.since + 1)
+    stopped = watch.patience is not None and loss is not None and state.best.since >= watch.patience
+    last = stopped or state.step >= job.plan.total_steps
+    epoch = -(-state.step // job.plan.steps_per_epoch)
+    due = record.epoch_end and epoch % watch.checkpoint_epochs == 0
+    return replace(record, last=last, keep=last or due or (watch.best and better))
+
+
+def validate(job: Job, state: State, indices: Sequence[int]) -> Figures:
+    """The figures of these validation rows, dropout off, with the plain loss whatever the job trains with."""
     assert job.validation is not None
     state.lora.eval()
     with torch.inference_mode():
-        sums = [
-            supervised(state.decoder, state.lora, to_tensors(flat_batch(job.validation.dataset, part), job.device))
-            for part in _parts(job, job.validation, indices)
-        ]
-    return _means(sums)
+        parts = list(_parts(job, job.validation, indices))
+        return figures_of([_sums(job, state, job.validation, part, loss=PLAIN) for part in parts])

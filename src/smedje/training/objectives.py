@@ -1,17 +1,22 @@
 """Objectives: functions of (network, batch) that return sums, never means. The loop divides once per optimizer step.
 
-Letters: T rows of a flat stream, R labelled rows, H hidden size, V vocabulary.
+Letters: T rows of a flat stream, D documents in it, R labelled rows, H hidden size, V vocabulary, K classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smedje.data.batches import FlatBatch
 from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.transformer import CausalDecoder, LowRank
+from smedje.training.losses import row_losses
+from smedje.training.spec import LossSpec
+
+PLAIN = LossSpec()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +33,21 @@ class TensorBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Sums over labelled rows. loss: weighted negative log-likelihood in nats, a scalar with a gradient.
+    """Sums over what is learnt from: labelled tokens, preference pairs, or labelled examples.
 
-    weight: sum of target weights. correct and count: greedy hits among the labelled rows.
+    loss: weighted loss in nats, a scalar with a gradient. weight: sum of weights. correct and count: hits among the
+    labelled. labelled: labelled tokens. computed: tokens that went through the network. figures: further sums, by the
+    name of their mean. guesses: (label, guess) of each example, where there are classes.
     """
 
     loss: Tensor
     weight: float
     correct: int
     count: int
+    labelled: int = 0
+    computed: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+    guesses: Sequence[tuple[int, int]] = ()
 
 
 def to_tensors(batch: FlatBatch, device: str) -> TensorBatch:
@@ -51,17 +62,86 @@ def to_tensors(batch: FlatBatch, device: str) -> TensorBatch:
     )
 
 
-def supervised(decoder: CausalDecoder, lora: LowRank, batch: TensorBatch) -> Sums:
-    """Cross-entropy on labelled rows only; the head never sees the others."""
-    attend = DocumentAttention(batch.lengths, decoder.shape.windows)
-    hidden = decoder.forward(batch.tokens, batch.positions, attend, lora)
-    logits = decoder.head(hidden.index_select(0, batch.target_rows)).float()
-    losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-    with torch.no_grad():
-        correct = int((logits.argmax(dim=-1) == batch.targets).sum())
+def supervised(decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch, loss: LossSpec = PLAIN) -> Sums:
+    """The loss of labelled rows only; the head never sees the others."""
+    losses, correct = _labelled_losses(decoder, lora, batch, loss)
     return Sums(
         loss=(losses * batch.weights).sum(),
         weight=float(batch.weights.sum()),
         correct=correct,
         count=batch.targets.numel(),
+        labelled=batch.targets.numel(),
+        computed=batch.tokens.numel(),
     )
+
+
+def preference(
+    decoder: CausalDecoder, lora: LowRank, reference: LowRank | None, batch: TensorBatch, *, beta: float
+) -> Sums:
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+
+    Documents 2i and 2i + 1 of the batch are the preferred and the other answer to the same prompt, labelled on the
+    answer's tokens alone. reference: the adapter that training started from, None for the bare base model.
+    Reward of an answer: beta times how much more likely it has become than it was for the reference.
+    """
+    policy = _log_likelihoods(decoder, lora, batch)
+    with torch.no_grad():
+        before = _log_likelihoods(decoder, reference, batch)
+    rewards = beta * (policy - before)
+    margins = rewards[0::2] - rewards[1::2]
+    with torch.no_grad():
+        figures = {
+            "reward_margin": float(margins.sum()),
+            "chosen_reward": float(rewards[0::2].sum()),
+            "rejected_reward": float(rewards[1::2].sum()),
+        }
+    return Sums(
+        loss=-F.logsigmoid(margins).sum(),
+        weight=float(margins.numel()),
+        correct=int((margins > 0).sum()),
+        count=margins.numel(),
+        labelled=batch.targets.numel(),
+        computed=2 * batch.tokens.numel(),
+        figures=figures,
+    )
+
+
+def classification(
+    decoder: CausalDecoder, lora: LowRank | None, head: Tensor, batch: TensorBatch, loss: LossSpec = PLAIN
+) -> Sums:
+    """The loss of one label a document. head [K, H] reads the hidden state of its last token; targets are classes."""
+    hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
+    logits = hidden.index_select(0, batch.target_rows).float() @ head.T
+    guesses = logits.detach().argmax(dim=-1)
+    return Sums(
+        loss=(row_losses(logits, batch.targets, loss) * batch.weights).sum(),
+        weight=float(batch.weights.sum()),
+        correct=int((guesses == batch.targets).sum()),
+        count=batch.targets.numel(),
+        labelled=batch.targets.numel(),
+        computed=batch.tokens.numel(),
+        guesses=tuple(zip(batch.targets.tolist(), guesses.tolist(), strict=True)),
+    )
+
+
+def _attend(decoder: CausalDecoder, batch: TensorBatch) -> DocumentAttention:
+    return DocumentAttention(batch.lengths, decoder.shape.windows)
+
+
+def _labelled_losses(
+    decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch, loss: LossSpec
+) -> tuple[Tensor, int]:
+    """Losses of the labelled rows [R], and how many of them are hit greedily."""
+    hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
+    logits = decoder.head(hidden.index_select(0, batch.target_rows)).float()
+    with torch.no_grad():
+        correct = int((logits.argmax(dim=-1) == batch.targets).sum())
+    return row_losses(logits, batch.targets, loss), correct
+
+
+def _log_likelihoods(decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch) -> Tensor:
+    """log p of each document's labelled tokens together, in nats: [D]."""
+    losses, _ = _labelled_losses(decoder, lora, batch, PLAIN)
+    ends = torch.tensor(batch.lengths, device=losses.device).cumsum(0)
+    documents = torch.searchsorted(ends, batch.target_rows, right=True)
+    return -losses.new_zeros(len(batch.lengths)).index_add(0, documents, losses)

@@ -6,9 +6,8 @@ The batch is 0.2 % of the training rows as Azure documents it, but at least 4, b
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from smedje.training.spec import OptimizerSpec
+from smedje.training.spec import ScheduleSpec, TrainingSpec
 
 TARGET_EPOCHS = 3
 MIN_ROWS_SEEN = 100
@@ -20,7 +19,8 @@ MAX_EPOCHS = 25
 class Plan:
     """The numbers a run really uses.
 
-    learning_rate: peak. steps_per_epoch and total_steps count optimizer steps; warmup_steps of them rise linearly.
+    batch_size: rows an optimizer step, all factors included. learning_rate: peak. steps_per_epoch and total_steps
+    count optimizer steps; warmup_steps of them rise linearly.
     """
 
     n_epochs: int
@@ -30,6 +30,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    schedule: ScheduleSpec
 
 
 def auto_epochs(rows: int) -> int:
@@ -46,29 +47,24 @@ def auto_batch_size(rows: int) -> int:
     return min(256, max(4, round(rows * 0.002)), rows)
 
 
-def resolve_plan(
-    *,
-    rows: int,
-    n_epochs: int | Literal["auto"],
-    batch_size: int | Literal["auto"],
-    optimizer: OptimizerSpec,
-    warmup_ratio: float,
-    max_steps: int | None,
-) -> Plan:
+def resolve_plan(rows: int, spec: TrainingSpec) -> Plan:
     """The plan for `rows` training rows (after the validation split); rows must be at least 1."""
-    epochs = auto_epochs(rows) if n_epochs == "auto" else n_epochs
-    batch = min(auto_batch_size(rows) if batch_size == "auto" else batch_size, rows)
+    epochs = auto_epochs(rows) if spec.n_epochs == "auto" else spec.n_epochs
+    size = auto_batch_size(rows) if spec.batch_size == "auto" else spec.batch_size
+    batch = min(max(1, round(size * spec.batch_factor)), rows)
     per_epoch = math.ceil(rows / batch)
     total = per_epoch * epochs
-    if max_steps is not None:
-        total = min(total, max_steps)
-    rate = optimizer.learning_rate or optimizer.base_learning_rate * optimizer.multiplier
+    if spec.max_steps is not None:
+        total = min(total, spec.max_steps)
+    rate = spec.optimizer.learning_rate or spec.optimizer.base_learning_rate * spec.optimizer.multiplier
+    warmup = spec.schedule.warmup_steps
     return Plan(
         n_epochs=epochs,
         batch_size=batch,
         learning_rate=rate,
-        learning_rate_multiplier=rate / optimizer.base_learning_rate,
+        learning_rate_multiplier=rate / spec.optimizer.base_learning_rate,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        warmup_steps=min(total - 1, round(total * warmup_ratio)),
+        warmup_steps=min(total - 1, round(total * spec.schedule.warmup_ratio) if warmup is None else warmup),
+        schedule=spec.schedule,
     )

@@ -6,19 +6,23 @@ Knows object storage, the tokenizer and the decoder; refuses to know run folders
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from smedje.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from smedje.data.classification import LabelledDataset, encode_labelled
 from smedje.data.encode import EncodedDataset, encode_file
+from smedje.data.preference import PreferenceDataset, encode_pairs
 from smedje.data.split import split_rows
 from smedje.domain.runs import RunEvent
 from smedje.errors import InvalidRequest
 from smedje.modeling.adapter import load_adapter
-from smedje.modeling.config import targets_of
+from smedje.modeling.config import Slot, targets_of
 from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, TrainableLora
 from smedje.objects.run_folder import RunFolder
@@ -26,8 +30,8 @@ from smedje.objects.store import Objects
 from smedje.training.checkpoint import load_latest_state
 from smedje.training.loop import Job, Rows, State, StepRecord
 from smedje.training.optimizer import make_optimizer
-from smedje.training.resolve import Plan, resolve_plan
-from smedje.training.spec import TrainingSpec
+from smedje.training.resolve import resolve_plan
+from smedje.training.spec import LoraSpec, TrainingSpec
 
 
 def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, State]:
@@ -38,24 +42,20 @@ def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, 
     training, validation = load_rows(
         objects, spec, load_chat_tokenizer(base, today=date.fromisoformat(spec.today)), cache=cache
     )
-    plan = resolve_plan(
-        rows=len(training.indices),
-        n_epochs=spec.n_epochs,
-        batch_size=spec.batch_size,
-        optimizer=spec.optimizer,
-        warmup_ratio=spec.schedule.warmup_ratio,
-        max_steps=spec.max_steps,
-    )
+    plan = resolve_plan(len(training.indices), spec)
+    _check_watch(spec, validation)
     job = Job(
         plan=plan,
         training=training,
         validation=validation,
+        objective=spec.objective,
+        watch=spec.watch,
         seed=spec.seed,
         max_grad_norm=spec.optimizer.max_grad_norm,
         micro_batch_tokens=spec.micro_batch_tokens,
         device=spec.device,
     )
-    state = fresh_state(objects, spec, base, cache=cache)
+    state = fresh_state(objects, spec, base, cache=cache, classes=len(_names(training.dataset) or ()))
     for run_id in spec.earlier_runs:
         if load_latest_state(objects, RunFolder(objects, run_id), state):
             break
@@ -67,13 +67,12 @@ def load_rows(
 ) -> tuple[Rows, Rows | None]:
     """Training rows and held-out rows: a validation file, a seeded share of the training file, or none."""
 
-    def encoded(key: str) -> EncodedDataset:
-        return encode_file(objects.local_path(key, cache), tokenizer, max_tokens=spec.data.max_tokens)
-
-    dataset = encoded(spec.data.training_key)
+    path = objects.local_path(spec.data.training_key, cache)
+    dataset = _encoded(path, spec, tokenizer)
     everything: Sequence[int] = range(len(dataset))
     if spec.data.validation_key is not None:
-        held_out = encoded(spec.data.validation_key)
+        path = objects.local_path(spec.data.validation_key, cache)
+        held_out = _encoded(path, spec, tokenizer, names=_names(dataset))
         return Rows(dataset=dataset, indices=everything), Rows(dataset=held_out, indices=range(len(held_out)))
     if spec.data.validation_fraction == 0:
         return Rows(dataset=dataset, indices=everything), None
@@ -83,29 +82,103 @@ def load_rows(
     return Rows(dataset=dataset, indices=chosen), Rows(dataset=dataset, indices=held) if held else None
 
 
-def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path) -> State:
-    """The base model with a new adapter, or with the adapter that training continues from; nothing trained yet."""
+Dataset = EncodedDataset | PreferenceDataset | LabelledDataset
+
+
+def _encoded(
+    path: Path, spec: TrainingSpec, tokenizer: ChatTokenizer, *, names: Sequence[str] | None = None
+) -> Dataset:
+    match spec.objective.kind:
+        case "dpo":
+            return encode_pairs(path, tokenizer, max_tokens=spec.data.max_tokens)
+        case "classification":
+            return encode_labelled(path, tokenizer, max_tokens=spec.data.max_tokens, names=names)
+        case "supervised":
+            return encode_file(path, tokenizer, max_tokens=spec.data.max_tokens)
+
+
+def _names(dataset: Dataset) -> tuple[str, ...] | None:
+    return dataset.names if isinstance(dataset, LabelledDataset) else None
+
+
+def label_names(job: Job) -> tuple[str, ...]:
+    """The label names of a classification job, empty for others."""
+    return _names(job.training.dataset) or ()
+
+
+def _check_watch(spec: TrainingSpec, validation: Rows | None) -> None:
+    if validation is None and (spec.watch.best or spec.watch.patience is not None):
+        raise InvalidRequest(
+            "Early stopping and the best checkpoint need validation rows, and this job has none. Give a validation "
+            "file or a larger smedje.validation_fraction.",
+            code="validation_needed",
+            param="smedje.validation_fraction",
+        )
+
+
+def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path, classes: int = 0) -> State:
+    """The base model with a new adapter, or with the adapter that training continues from; nothing trained yet.
+
+    classes: rows of a classifier's head; 0 for a chat model.
+    """
     decoder = load_decoder(base, dtype=torch.float32, device=spec.device)
-    config = AdapterConfig(
-        rank=spec.lora.rank,
-        alpha=spec.lora.alpha,
-        dropout=spec.lora.dropout,
-        targets=targets_of(decoder.slots),
-    )
+    config = adapter_config(spec.lora, decoder.slots)
     weights = None
     if spec.initial_adapter is not None:
         weights, given = load_adapter(objects.local_folder(spec.initial_adapter, cache))
-        if (given.rank, given.alpha) != (config.rank, config.alpha):
-            raise InvalidRequest(
-                f"The model to continue from has rank {given.rank} and alpha {given.alpha:g}; this job asks for rank "
-                f"{config.rank} and alpha {config.alpha:g}. Leave lora_rank and lora_alpha out to keep them.",
-                code="adapter_mismatch",
-                param="smedje.lora_rank",
-            )
-    lora = TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(spec.seed), device=spec.device)
+        _check_same_shape(config, given)
+        config = replace(given, dropout=config.dropout)
+    draw = torch.Generator().manual_seed(spec.seed)
+    lora = TrainableLora(decoder.slots, config, generator=draw, device=spec.device)
+    reference = None
     if weights is not None:
         lora.load_weights(weights)
-    return State(decoder=decoder, lora=lora, optimizer=make_optimizer(lora.parameters(), spec.optimizer))
+        if spec.objective.kind == "dpo":
+            reference = TrainableLora(decoder.slots, config, generator=torch.Generator(), device=spec.device)
+            reference.load_weights(weights)
+            reference.eval().requires_grad_(False)
+    head = None
+    if classes:
+        rows = torch.empty(classes, decoder.shape.hidden_size).normal_(0.0, 0.02, generator=draw)
+        head = torch.nn.Parameter(rows.to(spec.device))
+    trained = [*lora.parameters(), *([] if head is None else [head])]
+    optimizer = make_optimizer(trained, spec.optimizer)
+    return State(decoder=decoder, lora=lora, optimizer=optimizer, head=head, reference=reference)
+
+
+def adapter_config(spec: LoraSpec, slots: tuple[Slot, ...]) -> AdapterConfig:
+    """The adapter's shape on a base model with these linears. Raises InvalidRequest for a layer it does not have."""
+    layers = spec.layers
+    if spec.last_layers is not None:
+        count = 1 + max(slot.site.layer for slot in slots)
+        layers = tuple(range(max(0, count - spec.last_layers), count))
+    return AdapterConfig(
+        rank=spec.rank,
+        alpha=spec.alpha,
+        dropout=spec.dropout,
+        rslora=spec.rslora,
+        targets=spec.targets or targets_of(slots),
+        layers=layers,
+    )
+
+
+def _check_same_shape(config: AdapterConfig, given: AdapterConfig) -> None:
+    if (given.rank, given.alpha, given.rslora) != (config.rank, config.alpha, config.rslora):
+        raise InvalidRequest(
+            f"The model to continue from has rank {given.rank}, alpha {given.alpha:g}, rslora {given.rslora}; this job "
+            f"asks for rank {config.rank}, alpha {config.alpha:g}, rslora {config.rslora}. Leave these options out to "
+            "keep them.",
+            code="adapter_mismatch",
+            param="smedje.lora_rank",
+        )
+    if set(given.targets) != set(config.targets) or given.layers != config.layers:
+        raise InvalidRequest(
+            f"The model to continue from adapts {', '.join(given.targets)} in "
+            f"{'all layers' if given.layers is None else f'layers {list(given.layers)}'}; leave out lora_targets and "
+            "lora_layers to keep them.",
+            code="adapter_mismatch",
+            param="smedje.lora_targets",
+        )
 
 
 def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: float) -> RunEvent:
@@ -122,7 +195,10 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
         "validation_examples": len(job.validation.indices) if job.validation else 0,
         "lora_rank": spec.lora.rank,
         "lora_alpha": spec.lora.alpha,
-        "trainable_parameters": sum(p.numel() for p in state.lora.parameters()),
+        "trainable_parameters": sum(p.numel() for p in state.trained().values()),
+        "optimizer": spec.optimizer.kind,
+        "scheduler": spec.schedule.kind,
+        "loss": spec.objective.loss.kind,
         "seed": spec.seed,
         "threads": spec.threads,
         "device": spec.device,
@@ -138,27 +214,36 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
     return RunEvent(kind="resolved", at=time.time(), message=message, data=data)
 
 
-def record_event(record: StepRecord, plan: Plan, *, speed: tuple[int, float] | None = None) -> RunEvent:
+ACCURACY_NAMES = {"supervised": "mean_token_accuracy", "dpo": "reward_accuracy", "classification": "accuracy"}
+
+
+def record_event(record: StepRecord, job: Job, *, speed: tuple[int, float] | None = None) -> RunEvent:
     """A step record as an event with OpenAI's metric names. speed: steps done in this run and the seconds they took."""
+    plan, accuracy = job.plan, ACCURACY_NAMES[job.objective.kind]
     data: dict[str, Any] = {"step": record.step, "total_steps": plan.total_steps}
     figures = {
         "train_loss": record.train_loss,
-        "train_mean_token_accuracy": record.train_accuracy,
+        f"train_{accuracy}": record.train_accuracy,
         "valid_loss": record.valid_loss,
-        "valid_mean_token_accuracy": record.valid_accuracy,
+        f"valid_{accuracy}": record.valid_accuracy,
         "full_valid_loss": record.full_valid_loss,
-        "full_valid_mean_token_accuracy": record.full_valid_accuracy,
+        f"full_valid_{accuracy}": record.full_valid_accuracy,
     }
     data.update({name: value for name, value in figures.items() if value is not None})
+    data.update(record.more)
     if record.step == 0:
-        perplexity = math.exp(min(record.full_valid_loss or 0.0, 700.0))
-        message = f"Base model before training: full validation loss={record.full_valid_loss:.4f}, "
-        return RunEvent(kind="validation", at=time.time(), message=message + f"perplexity={perplexity:.2f}", data=data)
+        message = f"Base model before training: full validation loss={record.full_valid_loss:.4f}"
+        if job.objective.kind == "supervised":
+            message += f", perplexity={math.exp(min(record.full_valid_loss or 0.0, 700.0)):.2f}"
+        return RunEvent(kind="validation", at=time.time(), message=message, data=data)
     data.update(
         learning_rate=record.learning_rate,
         grad_norm=record.grad_norm,
         tokens_per_second=record.tokens / record.seconds,
+        labelled_tokens_per_second=record.labelled / record.seconds,
+        computed_tokens_per_second=record.computed / record.seconds,
         labelled_tokens=record.labelled,
+        memory_bytes=psutil.Process().memory_info().rss,
         epoch=math.ceil(record.step / plan.steps_per_epoch),
     )
     if speed is not None and speed[0] > 0:

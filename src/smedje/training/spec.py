@@ -4,36 +4,91 @@ from typing import Literal
 
 import msgspec
 
+OptimizerKind = Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon"]
+ScheduleKind = Literal["cosine", "linear", "constant", "polynomial"]
+
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The adapter to train on every linear of the base model; scale = alpha / rank."""
+    """The adapter to train; scale = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023).
+
+    targets: last names of the linears to adapt, None for all. layers: numbers from 0, None for all; last_layers: only
+    so many at the end, in place of `layers`.
+    """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
+    rslora: bool = False
+    targets: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    last_layers: int | None = None
+
+
+class LossSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The loss of one labelled row; see training/losses.py. Validation always measures plain cross-entropy."""
+
+    kind: Literal["cross_entropy", "label_smoothing", "focal"] = "cross_entropy"
+    smoothing: float = 0.1
+    gamma: float = 2.0
+
+
+class ObjectiveSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is minimised. supervised: the loss of labelled tokens. dpo: preference pairs, with `beta` (Rafailov 2023).
+
+    classification: the loss of one label an example; balanced gives each class the same total weight.
+    """
+
+    kind: Literal["supervised", "dpo", "classification"] = "supervised"
+    loss: LossSpec = LossSpec()
+    beta: float = 0.1
+    balanced: bool = False
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with gradient clipping by 2-norm.
+    """The update rule, with gradient clipping by 2-norm; see training/optimizer.py for the sources.
 
-    learning_rate: absolute peak rate; None means base model's rate times `multiplier`.
+    learning_rate: absolute peak rate; None means base model's rate times `multiplier`. beta1, beta2: adamw, adam and
+    lion; eps: adamw and adam; momentum: sgd and muon.
     """
 
+    kind: OptimizerKind = "adamw"
     learning_rate: float | None = None
     multiplier: float = 1.0
     base_learning_rate: float = 5e-4
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    momentum: float = 0.9
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
 
 class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Linear warm-up over `warmup_ratio` of the steps, then a cosine down to zero."""
+    """Linear warm-up, then a fall to zero: as a cosine, a line or a power of what is left; or no fall at all.
 
-    kind: Literal["cosine"] = "cosine"
+    warmup_ratio: share of the steps that rise; warmup_steps, where given, counts instead. power: of `polynomial`.
+    """
+
+    kind: ScheduleKind = "cosine"
     warmup_ratio: float = 0.05
+    warmup_steps: int | None = None
+    power: float = 2.0
+
+
+class WatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When all validation rows are measured, checkpoints are kept, and training stops.
+
+    evaluate_every: steps between full validations, beside those at epoch ends. patience: stop after so many full
+    validations in a row whose loss is not below the best by more than `threshold`; None never stops early.
+    best: the fine-tuned model is the checkpoint with the lowest full validation loss, not the last one.
+    checkpoint_epochs: epochs between checkpoints; the last step always has one.
+    """
+
+    evaluate_every: int | None = None
+    patience: int | None = None
+    threshold: float = 0.0
+    best: bool = False
+    checkpoint_epochs: int = 1
 
 
 class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +110,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     that training continues from, None for a fresh one. "auto" numbers are resolved by the worker and reported.
     today: the job's date (ISO 8601), which some chat templates print; fixed, so that a resume renders the same tokens.
     earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
+    batch_factor: rows an optimizer step = batch_size times this (multiplier times accumulated batches).
     micro_batch_tokens: most tokens in one flat stream. state_seconds: how often state for an exact resume is saved.
     threads: compute threads; part of the spec because sums depend on it and a resume must repeat them.
     """
@@ -67,10 +123,13 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data: DataSpec
     n_epochs: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
+    batch_factor: float = 1.0
     max_steps: int | None = None
     lora: LoraSpec = LoraSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    watch: WatchSpec = WatchSpec()
     initial_adapter: str | None = None
     earlier_runs: tuple[str, ...] = ()
     micro_batch_tokens: int = 2048

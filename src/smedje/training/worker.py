@@ -60,29 +60,45 @@ def train_run(objects: Objects, folder: RunFolder, reporter: Reporter, *, cache:
     # Imported here, after the heartbeat has begun: torch alone takes seconds on a busy machine.
     from smedje.training.checkpoint import save_checkpoint, save_state
     from smedje.training.loop import train
-    from smedje.training.run import prepare, record_event, resolved_event
+    from smedje.training.run import label_names, prepare, record_event, resolved_event
 
     began = time.monotonic()
     job, state = prepare(objects, spec, cache=cache)
     reporter.say(resolved_event(spec, job, state, load_seconds=time.monotonic() - began))
     began, saved, first_step = time.monotonic(), time.monotonic(), state.step
     for record in train(job, state):
-        reporter.say(record_event(record, job.plan, speed=(state.step - first_step, time.monotonic() - began)))
-        if record.epoch_end:
-            figures = {k: v for k, v in record_event(record, job.plan).data.items() if isinstance(v, float)}
-            key = save_checkpoint(objects, folder, state, base_model=spec.base_model, metrics=figures)
+        reporter.say(record_event(record, job, speed=(state.step - first_step, time.monotonic() - began)))
+        if record.keep:
+            figures = {k: v for k, v in record_event(record, job).data.items() if isinstance(v, float)}
+            key = save_checkpoint(
+                objects, folder, state, base_model=spec.base_model, metrics=figures, labels=label_names(job)
+            )
             data = {"step": state.step, "key": key, "metrics": figures}
             reporter.say(RunEvent(kind="checkpoint", at=time.time(), data=data))
         asked = folder.requested()
         if asked is Control.CANCEL:
             return RunResult(outcome=Outcome.CANCELLED, step=state.step, data=_totals(state.trained_tokens, began))
-        finished = state.step >= job.plan.total_steps
-        if not finished and (asked is Control.PAUSE or time.monotonic() - saved >= spec.state_seconds):
+        if not record.last and (asked is Control.PAUSE or time.monotonic() - saved >= spec.state_seconds):
+            # What was said comes first: a run that goes on from this state does not say it again.
+            reporter.flush()
             save_state(objects, folder, state)
             saved = time.monotonic()
-        if asked is Control.PAUSE and not finished:
+        if asked is Control.PAUSE and not record.last:
             return RunResult(outcome=Outcome.PAUSED, step=state.step, data=_totals(state.trained_tokens, began))
-    return RunResult(outcome=Outcome.SUCCEEDED, step=state.step, data=_totals(state.trained_tokens, began))
+    totals = _totals(state.trained_tokens, began)
+    if state.step < job.plan.total_steps:
+        totals["stopped_early"] = state.step
+        reporter.say(_early(state.step, state.best.step))
+    if spec.watch.best:
+        totals["model_step"] = state.best.step
+    return RunResult(outcome=Outcome.SUCCEEDED, step=state.step, data=totals)
+
+
+def _early(step: int, best: int) -> RunEvent:
+    message = (
+        f"Stopped early after step {step}: the validation loss was lowest at step {best} and has not fallen since."
+    )
+    return RunEvent(kind="message", at=time.time(), message=message)
 
 
 def _totals(trained_tokens: int, began: float) -> dict[str, float]:
