@@ -13,6 +13,7 @@ import torch
 from smedje.data.batches import epoch_order, flat_batch, micro_batches
 from smedje.data.classification import LabelledDataset, class_weights, label_batch
 from smedje.data.encode import EncodedDataset
+from smedje.data.forest import forest, shared_tokens
 from smedje.data.preference import PreferenceDataset
 from smedje.modeling.lora import TrainableLora
 from smedje.modeling.transformer import CausalDecoder
@@ -36,7 +37,11 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What stays fixed while a run trains. micro_batch_tokens: most tokens in one flat stream."""
+    """What stays fixed while a run trains.
+
+    micro_batch_tokens: most tokens in one flat stream. share_prefixes: what rows of a stream begin with alike is
+    computed once.
+    """
 
     plan: Plan
     training: Rows
@@ -46,6 +51,7 @@ class Job:
     seed: int
     max_grad_norm: float
     micro_batch_tokens: int
+    share_prefixes: bool
     device: str
 
 
@@ -168,8 +174,11 @@ def _dropout_stream(job: Job, step: int) -> torch.Tensor:
 
 def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
     """The chosen rows in groups that each fit one flat stream."""
-    lengths = [rows.dataset.length(i) for i in chosen]
-    for group in micro_batches(lengths, token_budget=job.micro_batch_tokens):
+    shared = 0
+    if job.share_prefixes and isinstance(rows.dataset, EncodedDataset):
+        shared = shared_tokens(rows.dataset, chosen)
+    lengths = [rows.dataset.length(i) - shared for i in chosen]
+    for group in micro_batches(lengths, token_budget=max(1, job.micro_batch_tokens - shared)):
         yield [chosen[i] for i in group]
 
 
@@ -193,7 +202,8 @@ def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: L
             batch = to_tensors(label_batch(labelled, indices, weights), job.device)
             return classification(state.decoder, state.lora, state.head, batch, loss)
         case EncodedDataset() as examples:
-            return supervised(state.decoder, state.lora, to_tensors(flat_batch(examples, indices), job.device), loss)
+            stream = forest(examples, indices) if job.share_prefixes else flat_batch(examples, indices)
+            return supervised(state.decoder, state.lora, to_tensors(stream, job.device), loss)
 
 
 def _with_validation(job: Job, state: State, record: StepRecord) -> StepRecord:

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smedje.data.batches import FlatBatch
+from smedje.data.forest import Forest
 from smedje.modeling.attention import DocumentAttention
-from smedje.modeling.transformer import CausalDecoder, LowRank
+from smedje.modeling.transformer import Attend, CausalDecoder, LowRank
+from smedje.modeling.tree_attention import Segment, TreeAttention
 from smedje.training.losses import row_losses
 from smedje.training.spec import LossSpec
 
@@ -21,7 +23,10 @@ PLAIN = LossSpec()
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBatch:
-    """A flat stream on the device: tokens and positions [T], rows and targets and weights [R], lengths of documents."""
+    """A flat stream on the device: tokens and positions [T], rows and targets and weights [R], lengths of documents.
+
+    segments: how the stream's parts hang together where beginnings are shared; None when every document stands alone.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -29,6 +34,7 @@ class TensorBatch:
     target_rows: Tensor
     targets: Tensor
     weights: Tensor
+    segments: Sequence[Segment] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,9 @@ class Sums:
     guesses: Sequence[tuple[int, int]] = ()
 
 
-def to_tensors(batch: FlatBatch, device: str) -> TensorBatch:
-    """The batch as tensors on `device`."""
+def to_tensors(stream: FlatBatch | Forest, device: str) -> TensorBatch:
+    """The stream as tensors on `device`."""
+    batch = stream.batch if isinstance(stream, Forest) else stream
     return TensorBatch(
         tokens=torch.frombuffer(batch.tokens, dtype=torch.int64).to(device),
         positions=torch.frombuffer(batch.positions, dtype=torch.int64).to(device),
@@ -59,6 +66,7 @@ def to_tensors(batch: FlatBatch, device: str) -> TensorBatch:
         target_rows=torch.frombuffer(batch.target_rows, dtype=torch.int64).to(device),
         targets=torch.frombuffer(batch.targets, dtype=torch.int64).to(device),
         weights=torch.frombuffer(batch.target_weights, dtype=torch.float32).to(device),
+        segments=[Segment(*s) for s in stream.segments] if isinstance(stream, Forest) else None,
     )
 
 
@@ -124,7 +132,9 @@ def classification(
     )
 
 
-def _attend(decoder: CausalDecoder, batch: TensorBatch) -> DocumentAttention:
+def _attend(decoder: CausalDecoder, batch: TensorBatch) -> Attend:
+    if batch.segments is not None:
+        return TreeAttention(batch.segments)
     return DocumentAttention(batch.lengths, decoder.shape.windows)
 
 

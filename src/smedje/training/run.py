@@ -44,6 +44,7 @@ def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, 
     )
     plan = resolve_plan(len(training.indices), spec)
     _check_watch(spec, validation)
+    state = fresh_state(objects, spec, base, cache=cache, classes=len(_names(training.dataset) or ()))
     job = Job(
         plan=plan,
         training=training,
@@ -53,13 +54,19 @@ def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, 
         seed=spec.seed,
         max_grad_norm=spec.optimizer.max_grad_norm,
         micro_batch_tokens=spec.micro_batch_tokens,
+        share_prefixes=_may_share(spec, state),
         device=spec.device,
     )
-    state = fresh_state(objects, spec, base, cache=cache, classes=len(_names(training.dataset) or ()))
     for run_id in spec.earlier_runs:
         if load_latest_state(objects, RunFolder(objects, run_id), state):
             break
     return job, state
+
+
+def _may_share(spec: TrainingSpec, state: State) -> bool:
+    """Whether shared beginnings can be computed once without changing anything but rounding."""
+    whole = all(window is None for window in state.decoder.shape.windows)
+    return spec.share_prefixes and spec.lora.dropout == 0 and whole and spec.device == "cpu"
 
 
 def load_rows(
@@ -198,13 +205,15 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
         "trainable_parameters": sum(p.numel() for p in state.trained().values()),
         "optimizer": spec.optimizer.kind,
         "scheduler": spec.schedule.kind,
-        "loss": spec.objective.loss.kind,
+        "loss": "dpo" if spec.objective.kind == "dpo" else spec.objective.loss.kind,
         "seed": spec.seed,
         "threads": spec.threads,
         "device": spec.device,
         "load_seconds": round(load_seconds, 3),
         "resumed_from_step": state.step,
     }
+    if spec.objective.kind == "dpo":
+        data["beta"] = spec.objective.beta
     again = f" Continuing after step {state.step}." if state.step else ""
     message = (
         f"Training {data['training_examples']} examples for {plan.n_epochs} epochs in batches of {plan.batch_size}: "

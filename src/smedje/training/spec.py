@@ -111,7 +111,9 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     today: the job's date (ISO 8601), which some chat templates print; fixed, so that a resume renders the same tokens.
     earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
     batch_factor: rows an optimizer step = batch_size times this (multiplier times accumulated batches).
-    micro_batch_tokens: most tokens in one flat stream. state_seconds: how often state for an exact resume is saved.
+    micro_batch_tokens: most tokens in one flat stream. share_prefixes: compute what rows begin with alike once; exact,
+    and left out where it would not be (adapter dropout, attention windows) or has no kernel. state_seconds: how often
+    state for an exact resume is saved.
     threads: compute threads; part of the spec because sums depend on it and a resume must repeat them.
     """
 
@@ -133,6 +135,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     initial_adapter: str | None = None
     earlier_runs: tuple[str, ...] = ()
     micro_batch_tokens: int = 2048
+    share_prefixes: bool = True
     state_seconds: float = 30.0
     device: str = "cpu"
     threads: int = 2

@@ -1,0 +1,90 @@
+"""Attention over a forest of shared prefixes: a prefix that many documents begin with is computed once, exactly.
+
+Knows segments of a flat stream laid out depth first, so that the descendants of a segment follow it without gaps: a
+row sees its own segment causally and all of every segment above it. Parts over disjoint keys are merged by their
+log-sum-exp, forward and backward, as in ring attention; no mask, no copy of keys, no new kernel.
+Refuses to know tokens, labels and how the forest was found.
+
+Letters: T rows, Hq query heads, Hk key heads, D values a head.
+Sources: Prefix Grouper (arXiv:2506.05433) for the equality of gradients, Tree Training (arXiv:2511.00413).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from smedje.modeling.attention import attention_with_lse, merge
+
+
+class Segment(NamedTuple):
+    """Rows [start, stop) of the stream, which attend among themselves causally; rows [stop, end) descend from them."""
+
+    start: int
+    stop: int
+    end: int
+
+
+class TreeAttention:
+    """An Attend for a flat stream of segments in depth-first order, on the CPU, without attention windows."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        assert all(s.start < s.stop <= s.end for s in segments), "a segment has at least one row"
+        self.segments = tuple(segments)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = _Tree.apply(q, k, v, self.segments)  # type: ignore[no-untyped-call]
+        return out
+
+
+def _heads_first(rows: Tensor) -> Tensor:
+    """[T, H, D] as the kernel's [1, H, T, D]."""
+    return rows.transpose(0, 1)[None]
+
+
+class _Tree(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        for start, stop, _ in segments:
+            rows = slice(start, stop)
+            out[rows], lse[rows] = attention_with_lse(q[rows], k[rows], v[rows], causal=True)
+        for start, stop, end in segments:
+            if end == stop:
+                continue
+            below, above = slice(stop, end), slice(start, stop)
+            part = attention_with_lse(q[below], k[above], v[above], causal=False)
+            out[below], lse[below] = merge(out[below], lse[below], *part)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.segments = segments
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, lse = ctx.saved_tensors
+        d_out = grads[0].contiguous()
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+        def part(queries: slice, keys: slice, *, causal: bool) -> list[Tensor]:
+            # With the merged output and log-sum-exp the kernel yields this part's exact share of the gradient.
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *(_heads_first(rows) for rows in (d_out[queries], q[queries], k[keys], v[keys], out[queries])),
+                lse[queries].transpose(0, 1)[None].contiguous(),
+                0.0,
+                causal,
+            )
+            return [gradient[0].transpose(0, 1) for gradient in found]
+
+        for start, stop, _ in ctx.segments:
+            rows = slice(start, stop)
+            d_q[rows], d_k[rows], d_v[rows] = part(rows, rows, causal=True)
+        for start, stop, end in ctx.segments:
+            if end == stop:
+                continue
+            below, above = slice(stop, end), slice(start, stop)
+            more_q, more_k, more_v = part(below, above, causal=False)
+            d_q[below] += more_q
+            d_k[above] += more_k
+            d_v[above] += more_v
+        return d_q, d_k, d_v, None
