@@ -1,3 +1,25 @@
+CREATE TABLE audit (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    action TEXT NOT NULL,
+    object_id TEXT NOT NULL,
+    hub_id TEXT,
+    project_id TEXT,
+    key_id TEXT,
+    member_id TEXT,
+    address TEXT,
+    request_id TEXT,
+    details TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash TEXT NOT NULL,
+    CONSTRAINT pk_audit PRIMARY KEY (seq),
+    CONSTRAINT uq_audit_id UNIQUE (id),
+    CONSTRAINT uq_audit_previous UNIQUE (previous)
+);
+
+CREATE INDEX ix_audit_project_id_seq ON audit (project_id, seq);
+
 CREATE TABLE hubs (
     seq BIGSERIAL NOT NULL,
     id TEXT NOT NULL,
@@ -5,9 +27,28 @@ CREATE TABLE hubs (
     display_name TEXT NOT NULL,
     location TEXT NOT NULL,
     created_at BIGINT NOT NULL,
+    description TEXT DEFAULT '' NOT NULL,
+    subscription TEXT DEFAULT '' NOT NULL,
+    resource_group TEXT DEFAULT '' NOT NULL,
+    ai_services TEXT,
+    search TEXT,
+    tags JSON,
+    archived_at BIGINT,
+    deleted_at BIGINT,
     CONSTRAINT pk_hubs PRIMARY KEY (seq),
     CONSTRAINT uq_hubs_id UNIQUE (id),
     CONSTRAINT uq_hubs_name UNIQUE (name)
+);
+
+CREATE TABLE members (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    email TEXT NOT NULL,
+    name TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_members PRIMARY KEY (seq),
+    CONSTRAINT uq_members_id UNIQUE (id),
+    CONSTRAINT uq_members_email UNIQUE (email)
 );
 
 CREATE TABLE projects (
@@ -17,6 +58,10 @@ CREATE TABLE projects (
     name TEXT NOT NULL,
     description TEXT NOT NULL,
     created_at BIGINT NOT NULL,
+    display_name TEXT DEFAULT '' NOT NULL,
+    tags JSON,
+    archived_at BIGINT,
+    deleted_at BIGINT,
     CONSTRAINT pk_projects PRIMARY KEY (seq),
     CONSTRAINT uq_projects_hub_id_name UNIQUE (hub_id, name),
     CONSTRAINT uq_projects_id UNIQUE (id),
@@ -35,13 +80,35 @@ CREATE TABLE api_keys (
     created_at BIGINT NOT NULL,
     expires_at BIGINT,
     revoked_at BIGINT,
+    scope TEXT DEFAULT 'project' NOT NULL,
+    member_id TEXT,
+    permissions JSON,
+    last_used_at BIGINT,
     CONSTRAINT pk_api_keys PRIMARY KEY (seq),
     CONSTRAINT uq_api_keys_id UNIQUE (id),
     CONSTRAINT fk_api_keys_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
-    CONSTRAINT uq_api_keys_sha256 UNIQUE (sha256)
+    CONSTRAINT uq_api_keys_sha256 UNIQUE (sha256),
+    CONSTRAINT fk_api_keys_member_id FOREIGN KEY(member_id) REFERENCES members (id)
 );
 
 CREATE INDEX ix_api_keys_project_id_seq ON api_keys (project_id, seq);
+
+CREATE TABLE assignments (
+    seq BIGSERIAL NOT NULL,
+    member_id TEXT NOT NULL,
+    scope_id TEXT NOT NULL,
+    hub_id TEXT NOT NULL,
+    project_id TEXT,
+    role TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_assignments PRIMARY KEY (seq),
+    CONSTRAINT uq_assignments_member_id_scope_id UNIQUE (member_id, scope_id),
+    CONSTRAINT fk_assignments_member_id FOREIGN KEY(member_id) REFERENCES members (id),
+    CONSTRAINT fk_assignments_hub_id FOREIGN KEY(hub_id) REFERENCES hubs (id),
+    CONSTRAINT fk_assignments_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_assignments_scope_id ON assignments (scope_id);
 
 CREATE TABLE deployments (
     seq BIGSERIAL NOT NULL,

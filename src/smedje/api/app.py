@@ -9,7 +9,7 @@ import smedje
 from smedje.api import errors, health
 from smedje.api.auth import check_routes
 from smedje.api.azure import authoring, inference
-from smedje.api.management import catalog, deployments, estimate, reports
+from smedje.api.management import audit, catalog, deployments, estimate, hubs, keys, members, projects, reports
 from smedje.api.middleware import Edge
 from smedje.api.openai import chat, files, fine_tuning, models
 from smedje.api.state import Services
@@ -37,6 +37,8 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
     )
     app.state.services = services
     for part in (health, files, fine_tuning, models, chat, deployments, catalog, estimate, reports):
+        app.include_router(part.router)
+    for part in (hubs, projects, members, keys, audit):
         app.include_router(part.router)
     for part in (inference, authoring):
         app.include_router(part.router)

@@ -11,9 +11,11 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
 from smedje.api.state import context
-from smedje.domain.projects import Permission, Principal
-from smedje.errors import AuthenticationFailed, PermissionDenied
+from smedje.domain.audit import Actor
+from smedje.domain.projects import HUB_LEVEL, Permission, Principal
+from smedje.errors import AuthenticationFailed
 from smedje.services import projects
+from smedje.services.access import demand, demand_here
 
 # Routes that anyone may call. Nothing else may lack a permission.
 PUBLIC_ROUTES = frozenset({"/healthz", "/readyz", "/openapi.json"})
@@ -26,21 +28,21 @@ class Requires:
     permission: Permission
 
     def __call__(self, request: Request) -> Principal:
-        """The caller. Raises AuthenticationFailed or PermissionDenied."""
-        caller = projects.authenticate(context(request), _secret(request))
-        wanted = request.headers.get("openai-project")
-        if wanted and wanted not in (caller.project.id, caller.project.name):
-            raise PermissionDenied(
-                f"The header OpenAI-Project names {wanted[:100]!r}, but this key belongs to the project "
-                f"{caller.project.name} ({caller.project.id}).",
-                code="mismatched_project",
-                param="OpenAI-Project",
-            )
-        if not caller.may(self.permission):
-            raise PermissionDenied(
-                f"The role {caller.role.value} does not include {self.permission.value}. "
-                "Ask an owner of the project for a key that does.",
-            )
+        """The caller. Raises AuthenticationFailed, PermissionDenied, and Conflict in an archived project.
+
+        A permission that concerns hubs is looked at more closely by the service, which knows the hub in question.
+        """
+        caller = projects.authenticate(context(request), _secret(request), wanted=request.headers.get("openai-project"))
+        request.state.actor = Actor(
+            key_id=caller.key_id,
+            member_id=caller.member_id,
+            address=request.client.host if request.client else None,
+            request_id=request.scope.get("smedje.request_id"),
+        )
+        if self.permission not in HUB_LEVEL:
+            demand_here(caller, self.permission)
+        elif not caller.may_somewhere(self.permission):
+            demand(caller, self.permission, hub_id=caller.project.hub_id, project_id=caller.project.id)
         return caller
 
 
@@ -53,6 +55,18 @@ CanDeleteModels = Annotated[Principal, Depends(Requires(Permission.MODELS_DELETE
 CanReadDeployments = Annotated[Principal, Depends(Requires(Permission.DEPLOYMENTS_READ))]
 CanWriteDeployments = Annotated[Principal, Depends(Requires(Permission.DEPLOYMENTS_WRITE))]
 CanChat = Annotated[Principal, Depends(Requires(Permission.CHAT))]
+CanReadUsage = Annotated[Principal, Depends(Requires(Permission.USAGE_READ))]
+CanReadHubs = Annotated[Principal, Depends(Requires(Permission.HUBS_READ))]
+CanWriteHubs = Annotated[Principal, Depends(Requires(Permission.HUBS_WRITE))]
+CanCreateProjects = Annotated[Principal, Depends(Requires(Permission.PROJECTS_CREATE))]
+CanReadMembers = Annotated[Principal, Depends(Requires(Permission.MEMBERS_READ))]
+CanWriteMembers = Annotated[Principal, Depends(Requires(Permission.MEMBERS_WRITE))]
+CanReadKeys = Annotated[Principal, Depends(Requires(Permission.KEYS_READ))]
+CanWriteKeys = Annotated[Principal, Depends(Requires(Permission.KEYS_WRITE))]
+CanReadQuotas = Annotated[Principal, Depends(Requires(Permission.QUOTAS_READ))]
+CanWriteQuotas = Annotated[Principal, Depends(Requires(Permission.QUOTAS_WRITE))]
+CanWritePrices = Annotated[Principal, Depends(Requires(Permission.PRICES_WRITE))]
+CanReadAudit = Annotated[Principal, Depends(Requires(Permission.AUDIT_READ))]
 
 
 def check_routes(app: FastAPI) -> None:

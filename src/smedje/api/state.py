@@ -1,6 +1,6 @@
 """What the routes work with. One value, made by `wiring`, found through the application that a request came to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -18,10 +18,11 @@ class Services:
 
 
 def services(request: Request) -> Services:
-    """The services of the application that took this request."""
+    """The services of the application that took this request, acting for its caller."""
     found = request.app.state.services
     assert isinstance(found, Services)
-    return found
+    actor = getattr(request.state, "actor", None)
+    return found if actor is None else replace(found, context=replace(found.context, actor=actor))
 
 
 def context(request: Request) -> Context:

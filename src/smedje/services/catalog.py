@@ -11,6 +11,7 @@ from smedje.domain.projects import Project
 from smedje.errors import Conflict, InvalidRequest, NotFound
 from smedje.modeling.catalog import find_base_model, load_catalog, search_catalog
 from smedje.modeling.folder import installed_folder, installed_models
+from smedje.services.audit import record_in
 from smedje.services.context import Context
 from smedje.services.training_spec import Origin
 from smedje.store import catalog as store
@@ -99,6 +100,7 @@ def delete_model(ctx: Context, project: Project, name: str) -> None:
                 param="model",
             )
         store.delete_model(tx, project.id, name)
+        record_in(ctx, tx, "model.deleted", project.id, entry.fine_tuned.job_id)
 
 
 def resolve(ctx: Context, project_id: str, name: str) -> ResolvedModel:

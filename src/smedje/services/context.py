@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from smedje.domain.audit import Actor
 from smedje.objects.store import Objects
 from smedje.store.database import Database
 
@@ -14,12 +15,14 @@ class Context:
     """The resources that services share.
 
     home: state folder; installed base models lie below it. now: Unix seconds with fraction.
+    actor: on whose behalf; the server's own unless a request says otherwise.
     """
 
     database: Database
     objects: Objects
     home: Path
     now: Callable[[], float] = time.time
+    actor: Actor = field(default_factory=Actor)
 
     def seconds(self) -> int:
         """The time as rows keep it: whole Unix seconds."""

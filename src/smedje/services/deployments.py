@@ -9,6 +9,7 @@ from smedje.domain.deployments import Deployment, DeploymentStatus
 from smedje.domain.ids import DEPLOYMENT, new_id
 from smedje.domain.projects import Project
 from smedje.errors import Conflict, InvalidRequest, NotFound
+from smedje.services.audit import record_in
 from smedje.services.catalog import installed_names, resolve_origin
 from smedje.services.context import Context
 from smedje.store import catalog as model_rows
@@ -53,6 +54,7 @@ def create_deployment(ctx: Context, project: Project, *, name: str, model: str) 
         ):
             raise NotFound(f"The model {model} was deleted meanwhile.", code="model_not_found", param="model")
         store.insert_deployment(tx, deployment)
+        record_in(ctx, tx, "deployment.created", project.id, deployment.id)
     return deployment
 
 
@@ -75,6 +77,7 @@ def list_deployments(ctx: Context, project: Project, *, model: str | None = None
 
 def delete_deployment(ctx: Context, project: Project, name: str) -> None:
     """Take the name back; the model stays. Raises NotFound."""
-    get_deployment(ctx, project, name)
+    found = get_deployment(ctx, project, name)
     with ctx.database.transaction() as tx:
         store.delete_deployment(tx, project.id, name)
+        record_in(ctx, tx, "deployment.deleted", project.id, found.id)

@@ -14,12 +14,14 @@ from typing import Any
 
 import msgspec
 
+from smedje.data.preference import is_preference_file, validate_preferences
 from smedje.data.report import Report, report_to_json
 from smedje.data.validate import validate_file
 from smedje.domain.files import File, FilePurpose, FileStatus, content_key, report_key
 from smedje.domain.ids import FILE, new_id
 from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest, NotFound, SmedjeError, TooLarge, Unavailable
+from smedje.services.audit import record_in
 from smedje.services.context import Context
 from smedje.store import files as store
 
@@ -153,6 +155,7 @@ def delete_file(ctx: Context, project: Project, file_id: str) -> None:
         # Inside the transaction, so that an upload of the same bytes cannot be recorded in between.
         if not store.digest_in_use(tx, file.sha256):
             ctx.objects.delete(content_key(file.sha256))
+        record_in(ctx, tx, "file.deleted", project.id, file.id)
     ctx.objects.delete(report_key(file.id))
 
 
@@ -220,7 +223,8 @@ def local_bytes(ctx: Context, file: File) -> Path:
 def _validated(ctx: Context, file: File) -> File:
     """Validate bytes that lie in their place and record the file; on failure nothing of it stays."""
     try:
-        report = validate_file(local_bytes(ctx, file))
+        path = local_bytes(ctx, file)
+        report = validate_preferences(path) if is_preference_file(path) else validate_file(path)
         ctx.objects.put(report_key(file.id), report_to_json(report))
         details = _what_is_wrong(report)
         known = replace(
@@ -258,6 +262,7 @@ def _insert(ctx: Context, file: File) -> None:
         if not ctx.objects.exists(content_key(file.sha256)):
             raise Unavailable("A file with the same content was deleted at the same moment. Upload it again.")
         store.insert_file(tx, file)
+        record_in(ctx, tx, "file.created", file.project_id, file.id)
 
 
 def _known_purpose(purpose: str) -> FilePurpose:

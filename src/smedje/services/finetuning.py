@@ -16,6 +16,7 @@ from smedje.domain.projects import Project
 from smedje.errors import Conflict, InvalidData, InvalidRequest, NotFound
 from smedje.services import files as file_service
 from smedje.services.catalog import resolve_origin, training_limits
+from smedje.services.audit import record_in
 from smedje.services.context import Context
 from smedje.services.job_request import (
     LARGEST_SEED,
@@ -54,6 +55,7 @@ def create_job(ctx: Context, project: Project, draft: JobDraft) -> FineTuningJob
         store.insert_events(tx, [job_event(job.id, now=now, message=f"Created fine-tuning job: {job.id}")])
     return job
 
+        record_in(ctx, tx, "job.created", project.id, job.id)
 
 def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
     """The request, checked and complete: what `create_job` stores and `estimate` predicts."""
@@ -155,6 +157,7 @@ def _move(
     return moved
 
 
+        record_in(ctx, tx, f"job.{status.value}", project.id, job.id)
 def _has_done_a_step(tx: Connection, job: FineTuningJob) -> None:
     if job.status is not JobStatus.RUNNING:
         return

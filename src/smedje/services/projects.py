@@ -9,19 +9,22 @@ import re
 import secrets
 import string
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Connection
 
 from smedje.domain.ids import HUB, KEY, PROJECT, new_id
-from smedje.domain.projects import ApiKey, Hub, Principal, Project, Role
-from smedje.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
+from smedje.domain.projects import ApiKey, Grant, Hub, Principal, Project, Role, Scope
+from smedje.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound, PermissionDenied
 from smedje.services.context import Context
+from smedje.store import members as member_rows
 from smedje.store import projects as store
 
 DEFAULT = "default"
 OWNER_KEY_FILE = "owner_key"
+# A key's last use is written down at most this often, so that reading does not become writing.
+USE_SECONDS = 60
 STARTS = 3
 SHORTEST_SECRET = 16
 LONGEST_SECRET = 512
@@ -73,7 +76,8 @@ def _ensure(ctx: Context, bootstrap_key: str | None, location: str) -> Bootstrap
         if store.list_keys(tx, project.id):
             return BootstrapResult(project=project)
         secret = new_secret()
-        store.insert_key(tx, _key(project, secret, name="owner", now=now), secret_digest(secret))
+        key = replace(described(project, secret, name="owner", now=now, role=Role.OWNER), scope=Scope.SERVER)
+        store.insert_key(tx, key, secret_digest(secret))
         file = ctx.home / OWNER_KEY_FILE
         _write_private(file, secret)
         return BootstrapResult(project=project, new_secret=secret, key_file=file)
@@ -82,7 +86,8 @@ def _ensure(ctx: Context, bootstrap_key: str | None, location: str) -> Bootstrap
 def _know(tx: Connection, project: Project, secret: str, *, now: int) -> None:
     known = store.find_key(tx, secret_digest(secret))
     if known is None:
-        store.insert_key(tx, _key(project, secret, name="bootstrap", now=now), secret_digest(secret))
+        key = described(project, secret, name="bootstrap", now=now, role=Role.OWNER)
+        store.insert_key(tx, replace(key, scope=Scope.SERVER), secret_digest(secret))
     elif known.revoked_at is not None:
         raise InvalidRequest(
             f"The bootstrap key {known.prefix}…{known.last_four} has been revoked. Set another one.",
@@ -91,22 +96,70 @@ def _know(tx: Connection, project: Project, secret: str, *, now: int) -> None:
         )
 
 
-def authenticate(ctx: Context, secret: str) -> Principal:
-    """Who is calling. Raises AuthenticationFailed for a secret that is malformed, unknown, expired or revoked."""
+def authenticate(ctx: Context, secret: str, *, wanted: str | None = None) -> Principal:
+    """Who is calling, and in which project.
+
+    wanted: id of a project, or name of one in the key's hub, to act in instead of the key's own.
+    Raises AuthenticationFailed for a secret that is malformed, unknown, expired or revoked, and PermissionDenied when
+    the key has no role in the wanted project, whether that exists or not.
+    """
     if not _looks_like_a_key(secret):
         raise AuthenticationFailed(
             "This API key is malformed. Check that it was copied whole; the owner key is in the state folder."
         )
+    now = ctx.seconds()
     with ctx.database.transaction() as tx:
         key = store.find_key(tx, secret_digest(secret))
-        project = store.get_project(tx, key.project_id) if key is not None else None
-    if key is None or project is None:
-        raise AuthenticationFailed(f"This API key (ending in {secret[-4:]}) is not known here.")
-    if key.revoked_at is not None:
-        raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} was revoked.", code="api_key_revoked")
-    if key.expires_at is not None and key.expires_at <= ctx.now():
-        raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} has expired.", code="api_key_expired")
-    return Principal(key_id=key.id, role=key.role, project=project)
+        home = store.get_project(tx, key.project_id) if key is not None else None
+        if key is None or home is None:
+            raise AuthenticationFailed(f"This API key (ending in {secret[-4:]}) is not known here.")
+        if key.revoked_at is not None:
+            raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} was revoked.", code="api_key_revoked")
+        if key.expires_at is not None and key.expires_at <= ctx.now():
+            raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} has expired.", code="api_key_expired")
+        grants = _grants(tx, key, home)
+        project = home if wanted in (None, "", home.id, home.name) else _wanted_project(tx, home, grants, str(wanted))
+        if key.last_used_at is None or key.last_used_at <= now - USE_SECONDS:
+            store.touch_key(tx, key.id, now)
+    return Principal(
+        key_id=key.id,
+        role=key.role,
+        project=project,
+        grants=grants,
+        narrowed=key.permissions,
+        member_id=key.member_id,
+    )
+
+
+def _grants(tx: Connection, key: ApiKey, home: Project) -> tuple[Grant, ...]:
+    """Where a key's roles hold: its member's assignments, else its own role as far as its scope reaches."""
+    if key.member_id is not None:
+        found = member_rows.assignments_of(tx, key.member_id)
+        return tuple(Grant(role=one.role, hub_id=one.hub_id, project_id=one.project_id) for one in found)
+    match key.scope:
+        case Scope.SERVER:
+            return (Grant(role=key.role),)
+        case Scope.HUB:
+            return (Grant(role=key.role, hub_id=home.hub_id),)
+        case Scope.PROJECT:
+            return (Grant(role=key.role, hub_id=home.hub_id, project_id=home.id),)
+
+
+def _wanted_project(tx: Connection, home: Project, grants: tuple[Grant, ...], wanted: str) -> Project:
+    named = [one for one in store.list_projects(tx, hub_id=home.hub_id) if one.name == wanted]
+    found = named[0] if named else store.get_project(tx, wanted)
+    if (
+        found is None
+        or found.deleted_at is not None
+        or not any(grant.covers(found.hub_id, found.id) for grant in grants)
+    ):
+        raise PermissionDenied(
+            f"The header OpenAI-Project names {wanted[:100]!r}, in which this key has no role. Its own project is "
+            f"{home.name} ({home.id}).",
+            code="mismatched_project",
+            param="OpenAI-Project",
+        )
+    return found
 
 
 def create_key(
@@ -114,7 +167,7 @@ def create_key(
 ) -> tuple[ApiKey, str]:
     """A new key and its secret, which nothing can show again."""
     secret = new_secret()
-    key = _key(project, secret, name=name, now=ctx.seconds(), role=role, expires_at=expires_at)
+    key = replace(described(project, secret, name=name, now=ctx.seconds(), role=role), expires_at=expires_at)
     with ctx.database.transaction() as tx:
         store.insert_key(tx, key, secret_digest(secret))
     return key, secret
@@ -172,9 +225,8 @@ def _check_bootstrap_key(secret: str) -> None:
         )
 
 
-def _key(
-    project: Project, secret: str, *, name: str, now: int, role: Role = Role.OWNER, expires_at: int | None = None
-) -> ApiKey:
+def described(project: Project, secret: str, *, name: str, now: int, role: Role) -> ApiKey:
+    """A key as it is kept, for a secret that was just made."""
     return ApiKey(
         id=new_id(KEY),
         project_id=project.id,
@@ -183,7 +235,6 @@ def _key(
         prefix=secret[: len("smedje_") + 4] if secret.startswith("smedje_") else secret[:4],
         last_four=secret[-4:],
         created_at=now,
-        expires_at=expires_at,
     )
 
 

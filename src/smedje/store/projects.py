@@ -1,14 +1,15 @@
-"""Queries for hubs, projects and API keys."""
+"""Queries for hubs, projects and API keys. A deleted hub or project is in no answer but `get_project`'s."""
 
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, or_, select, update
 
-from smedje.domain.projects import ApiKey, Hub, Project, Role
+from smedje.domain.jobs import TERMINAL
+from smedje.domain.projects import ApiKey, Hub, Permission, Project, Role, Scope
 from smedje.errors import Conflict
 from smedje.store.paging import insert_if_new
-from smedje.store.tables import api_keys, hubs, projects
+from smedje.store.tables import api_keys, deployments, files, fine_tuned_models, hubs, jobs, projects
 
 
 def insert_hub(tx: Connection, hub: Hub) -> None:
@@ -19,7 +20,19 @@ def insert_hub(tx: Connection, hub: Hub) -> None:
 
 def list_hubs(tx: Connection) -> list[Hub]:
     """All hubs, oldest first."""
-    return [_hub(row) for row in tx.execute(select(hubs).order_by(hubs.c.seq))]
+    return [_hub(row) for row in tx.execute(select(hubs).where(hubs.c.deleted_at.is_(None)).order_by(hubs.c.seq))]
+
+
+def find_hub(tx: Connection, name_or_id: str) -> Hub | None:
+    """The hub of this name or id."""
+    named = or_(hubs.c.name == name_or_id, hubs.c.id == name_or_id)
+    row = tx.execute(select(hubs).where(named, hubs.c.deleted_at.is_(None))).first()
+    return None if row is None else _hub(row)
+
+
+def save_hub(tx: Connection, hub: Hub) -> None:
+    """Write every field of a hub. Raises Conflict when its new name is taken."""
+    tx.execute(update(hubs).where(hubs.c.id == hub.id).values(**asdict(hub)))
 
 
 def insert_project(tx: Connection, project: Project) -> None:
@@ -29,7 +42,7 @@ def insert_project(tx: Connection, project: Project) -> None:
 
 
 def get_project(tx: Connection, project_id: str) -> Project | None:
-    """The project with this id."""
+    """The project with this id, a deleted one too."""
     row = tx.execute(select(projects).where(projects.c.id == project_id)).first()
     return None if row is None else _project(row)
 
@@ -37,19 +50,42 @@ def get_project(tx: Connection, project_id: str) -> Project | None:
 def find_project(tx: Connection, hub_name: str, name: str) -> Project | None:
     """The project of this name in the hub of that name."""
     query = select(projects).join(hubs, hubs.c.id == projects.c.hub_id)
-    row = tx.execute(query.where(hubs.c.name == hub_name, projects.c.name == name)).first()
+    row = tx.execute(
+        query.where(hubs.c.name == hub_name, projects.c.name == name, projects.c.deleted_at.is_(None))
+    ).first()
     return None if row is None else _project(row)
 
 
 def list_projects(tx: Connection, *, hub_id: str | None = None) -> list[Project]:
     """All projects, or one hub's, oldest first."""
-    query = select(projects).order_by(projects.c.seq)
+    query = select(projects).where(projects.c.deleted_at.is_(None)).order_by(projects.c.seq)
     return [_project(row) for row in tx.execute(query if hub_id is None else query.where(projects.c.hub_id == hub_id))]
+
+
+def save_project(tx: Connection, project: Project) -> None:
+    """Write every field of a project."""
+    tx.execute(update(projects).where(projects.c.id == project.id).values(**asdict(project)))
+
+
+def lock_project(tx: Connection, project_id: str) -> None:
+    """Nobody else decides by counting what the project holds until this transaction ends."""
+    tx.execute(select(projects.c.seq).where(projects.c.id == project_id).with_for_update())
+
+
+def contents(tx: Connection, project_id: str) -> dict[str, int]:
+    """How many things a project holds that stand in the way of deleting it; nothing that is zero."""
+    found = {}
+    for words, table in (("files", files), ("fine-tuned models", fine_tuned_models), ("deployments", deployments)):
+        found[words] = tx.scalar(select(func.count()).select_from(table).where(table.c.project_id == project_id)) or 0
+    unfinished = (jobs.c.project_id == project_id, jobs.c.status.not_in([status.value for status in TERMINAL]))
+    found["unfinished jobs"] = tx.scalar(select(func.count()).select_from(jobs).where(*unfinished)) or 0
+    return {words: count for words, count in found.items() if count}
 
 
 def insert_key(tx: Connection, key: ApiKey, sha256: str) -> None:
     """Record a key. sha256: hex digest of its secret. Raises Conflict when that secret is known already."""
-    if not insert_if_new(tx, api_keys, {**asdict(key), "sha256": sha256}):
+    narrowed = None if key.permissions is None else sorted(one.value for one in key.permissions)
+    if not insert_if_new(tx, api_keys, {**asdict(key), "permissions": narrowed, "sha256": sha256}):
         raise Conflict("This API key exists already.", code="key_exists")
 
 
@@ -72,25 +108,43 @@ def revoke_key(tx: Connection, project_id: str, key_id: str, now: int) -> bool:
     return tx.execute(select(api_keys.c.seq).where(*ours)).first() is not None
 
 
+def get_key(tx: Connection, project_id: str, key_id: str) -> ApiKey | None:
+    """The project's key with this id; a revoked or expired one too."""
+    row = tx.execute(select(api_keys).where(api_keys.c.project_id == project_id, api_keys.c.id == key_id)).first()
+    return None if row is None else _key(row)
+
+
+def end_key(tx: Connection, key_id: str, expires_at: int) -> None:
+    """Let a key end at a time, or earlier if it was to end earlier."""
+    later = or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > expires_at)
+    tx.execute(update(api_keys).where(api_keys.c.id == key_id, later).values(expires_at=expires_at))
+
+
+def revoke_keys(tx: Connection, project_id: str, now: int) -> None:
+    """End every key of a project."""
+    ours = (api_keys.c.project_id == project_id, api_keys.c.revoked_at.is_(None))
+    tx.execute(update(api_keys).where(*ours).values(revoked_at=now))
+
+
+def touch_key(tx: Connection, key_id: str, now: int) -> None:
+    """Remember when a key was last used."""
+    tx.execute(update(api_keys).where(api_keys.c.id == key_id).values(last_used_at=now))
+
+
 def _hub(row: Row[Any]) -> Hub:
-    return Hub(
-        id=row.id, name=row.name, display_name=row.display_name, location=row.location, created_at=row.created_at
-    )
+    values = row._asdict()
+    del values["seq"]
+    return Hub(**{**values, "tags": row.tags or {}})
 
 
 def _project(row: Row[Any]) -> Project:
-    return Project(id=row.id, hub_id=row.hub_id, name=row.name, description=row.description, created_at=row.created_at)
+    values = row._asdict()
+    del values["seq"]
+    return Project(**{**values, "tags": row.tags or {}})
 
 
 def _key(row: Row[Any]) -> ApiKey:
-    return ApiKey(
-        id=row.id,
-        project_id=row.project_id,
-        name=row.name,
-        role=Role(row.role),
-        prefix=row.prefix,
-        last_four=row.last_four,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-    )
+    values = row._asdict()
+    del values["seq"], values["sha256"]
+    narrowed = None if row.permissions is None else frozenset(Permission(one) for one in row.permissions)
+    return ApiKey(**{**values, "role": Role(row.role), "scope": Scope(row.scope), "permissions": narrowed})

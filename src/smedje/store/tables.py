@@ -17,11 +17,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeEngine
 
 # Number of the newest migration. A test compares it with the files in migrations/versions.
-SCHEMA = "0001"
+SCHEMA = "0002"
 
 tables = MetaData(
     naming_convention={
@@ -67,6 +68,14 @@ hubs = Table(
     Column("display_name", Text, nullable=False),
     Column("location", Text, nullable=False),
     _at("created_at"),
+    Column("description", Text, nullable=False, server_default=text("''")),
+    Column("subscription", Text, nullable=False, server_default=text("''")),
+    Column("resource_group", Text, nullable=False, server_default=text("''")),
+    Column("ai_services", Text),
+    Column("search", Text),
+    Column("tags", _json()),
+    _at("archived_at", nullable=True),
+    _at("deleted_at", nullable=True),
     sqlite_autoincrement=True,
 )
 
@@ -79,7 +88,61 @@ projects = Table(
     Column("name", Text, nullable=False),
     Column("description", Text, nullable=False),
     _at("created_at"),
+    Column("display_name", Text, nullable=False, server_default=text("''")),
+    Column("tags", _json()),
+    _at("archived_at", nullable=True),
+    _at("deleted_at", nullable=True),
     UniqueConstraint("hub_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+# People. What they may do stands in assignments.
+members = Table(
+    "members",
+    tables,
+    _seq(),
+    _id(),
+    Column("email", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    _at("created_at"),
+    sqlite_autoincrement=True,
+)
+
+# scope_id is the project's id, or the hub's when project_id is null: one role a member and place.
+assignments = Table(
+    "assignments",
+    tables,
+    _seq(),
+    Column("member_id", Text, ForeignKey("members.id"), nullable=False),
+    Column("scope_id", Text, nullable=False),
+    Column("hub_id", Text, ForeignKey("hubs.id"), nullable=False),
+    Column("project_id", Text, ForeignKey("projects.id")),
+    Column("role", Text, nullable=False),
+    _at("created_at"),
+    UniqueConstraint("member_id", "scope_id"),
+    Index(None, "scope_id"),
+    sqlite_autoincrement=True,
+)
+
+# Who did what to which object. Each row's hash covers the one before; nothing is ever changed or taken away here.
+audit = Table(
+    "audit",
+    tables,
+    _seq(),
+    _id(),
+    _at("at"),
+    Column("action", Text, nullable=False),
+    Column("object_id", Text, nullable=False),
+    Column("hub_id", Text),
+    Column("project_id", Text),
+    Column("key_id", Text),
+    Column("member_id", Text),
+    Column("address", Text),
+    Column("request_id", Text),
+    Column("details", Text, nullable=False),
+    Column("previous", Text, nullable=False, unique=True),
+    Column("hash", Text, nullable=False),
+    Index(None, "project_id", "seq"),
     sqlite_autoincrement=True,
 )
 
@@ -98,6 +161,10 @@ api_keys = Table(
     _at("created_at"),
     _at("expires_at", nullable=True),
     _at("revoked_at", nullable=True),
+    Column("scope", Text, nullable=False, server_default="project"),
+    Column("member_id", Text, ForeignKey("members.id")),
+    Column("permissions", _json()),
+    _at("last_used_at", nullable=True),
     Index(None, "project_id", "seq"),
     sqlite_autoincrement=True,
 )

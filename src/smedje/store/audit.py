@@ -1,0 +1,47 @@
+"""Queries for the audit log: entries are appended one after another, and read; there is nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, text
+
+from smedje.domain.audit import FIRST, AuditEntry
+from smedje.store.paging import Listing, page
+from smedje.store.tables import audit
+
+# Any number that nothing else in the same PostgreSQL database uses for advisory locks.
+CHAIN_LOCK = 0x536D6564_6175
+NAMES = tuple(one.name for one in fields(AuditEntry))
+
+
+def lock_chain(tx: Connection) -> None:
+    """Wait until no other transaction appends. SQLite has one writer at a time anyway."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHAIN_LOCK})
+
+
+def last_hash(tx: Connection) -> str:
+    """The newest entry's hash, or the one before the first."""
+    return tx.scalar(select(audit.c.hash).order_by(audit.c.seq.desc()).limit(1)) or FIRST
+
+
+def append(tx: Connection, entry: AuditEntry) -> None:
+    """Write an entry after the newest one."""
+    tx.execute(audit.insert().values(**asdict(entry), hash=entry.hash))
+
+
+def list_entries(tx: Connection, project_id: str, *, after: str | None, limit: int) -> list[AuditEntry]:
+    """At most `limit` entries of a project, newest first. Raises NotFound for an unknown `after`."""
+    listing = Listing(table=audit, scope=[audit.c.project_id == project_id])
+    return [_entry(row) for row in page(tx, listing, after=after, limit=limit)]
+
+
+def chain(tx: Connection) -> Iterator[tuple[AuditEntry, str]]:
+    """Every entry with the hash kept beside it, oldest first."""
+    for row in tx.execute(select(audit).order_by(audit.c.seq)):
+        yield _entry(row), row.hash
+
+
+def _entry(row: Row[Any]) -> AuditEntry:
+    return AuditEntry(**{name: getattr(row, name) for name in NAMES})
