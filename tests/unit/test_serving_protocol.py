@@ -79,7 +79,7 @@ def test_lines_look_as_documented() -> None:
     assert json.loads(end) == {
         "finish": "stop",
         "stop": 2,
-        "usage": {"prompt_tokens": 2, "completion_tokens": 3},
+        "usage": {"prompt_tokens": 2, "completion_tokens": 3, "cached_tokens": 0},
     }
     assert json.loads(encode_line(PingLine())) == {"op": "ping"}
 

@@ -22,8 +22,8 @@ def cache(capacity: int) -> KVCache:
 
 
 def sequence(number: int, length: int, *, max_tokens: int | None = None) -> Sequence:
-    """A sequence with a prompt of so many tokens."""
-    asked = GenerationRequest(tokens=(1,) * length, sampling=Sampling(), max_tokens=max_tokens)
+    """A sequence with a prompt of so many tokens, unlike any other's."""
+    asked = GenerationRequest(tokens=(number + 1,) * length, sampling=Sampling(), max_tokens=max_tokens)
     return Sequence(number, asked, context=CONTEXT)
 
 

@@ -1,7 +1,7 @@
 """What an engine is: requests in, token chunks out, a step at a time. Knows token ids: no text, tensors or sockets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from smedje.domain.conversations import FinishReason, Sampling
@@ -14,6 +14,7 @@ class GenerationRequest:
 
     tokens: the rendered prompt. adapter: object-storage prefix of a LoRA adapter, None for the base model.
     max_tokens: completion tokens at most, None for what the context leaves. stop_ids: tokens that end the text.
+    project: whose request it is; projects take turns.
     """
 
     tokens: tuple[int, ...]
@@ -21,6 +22,7 @@ class GenerationRequest:
     max_tokens: int | None = None
     adapter: str | None = None
     stop_ids: frozenset[int] = frozenset()
+    project: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCounts:
-    """Tokens to bill. completion_tokens counts the stop token, though it is no part of the text."""
+    """Tokens to bill. completion_tokens counts the stop token, though it is no part of the text.
+
+    cached_tokens: prompt tokens that were not computed again. How a completion came about, so equal counts may differ.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,11 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """A moment of an engine. cached_tokens and token_capacity count key/value places, in tokens."""
+    """A moment of an engine. cached_tokens and token_capacity count key/value places, in tokens.
+
+    cached_tokens: of running requests. resting_tokens: of ended ones, kept for prompts with the same beginning.
+    reused_tokens: prompt tokens that were not computed again, since the start.
+    """
 
     running: int
     waiting: int
@@ -73,6 +83,8 @@ class EngineStats:
     token_capacity: int
     adapters: int
     generated_tokens: int
+    resting_tokens: int = 0
+    reused_tokens: int = 0
 
 
 class Engine(Protocol):

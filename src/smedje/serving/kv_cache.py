@@ -1,16 +1,24 @@
-"""Keys and values of running sequences, one growing stretch of memory each, under one budget.
+"""Keys and values of sequences, one growing stretch of memory each, under one budget.
 
-Knows places in tokens; knows nothing of who runs or why. The budget counts the places held; while a stretch grows, the
-old and the new one stand side by side for the moment of the copy.
+A stretch of a sequence that has ended rests: it stays until its places are wanted, so that a prompt with the same
+beginning takes a copy instead of computing it again. Knows places in tokens; knows nothing of who runs or why. While a
+stretch grows, the old and the new one stand side by side for the moment of the copy.
 """
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from smedje.modeling.config import DecoderShape
+from smedje.serving.prefixes import BLOCK, PrefixTree
 
 # A stretch grows to twice its size; where the budget forbids that, by this many places.
 STEP = 64
+# Share of the budget that may rest: what rests is memory that nobody waits for.
+RESTING_SHARE = 0.5
 
 
 def bytes_per_token(shape: DecoderShape, *, dtype: torch.dtype) -> int:
@@ -19,15 +27,25 @@ def bytes_per_token(shape: DecoderShape, *, dtype: torch.dtype) -> int:
 
 
 class KVCache:
-    """Places for `capacity` tokens; for each sequence one tensor [2 (k, v), layers, places, kv_heads, head_size]."""
+    """Places for `capacity` tokens; for each sequence one tensor [2 (k, v), layers, places, kv_heads, head_size].
 
-    def __init__(self, shape: DecoderShape, *, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    held: places of running sequences. resting: places of ended ones. reuse: whether beginnings are shared at all.
+    """
+
+    def __init__(
+        self, shape: DecoderShape, *, capacity: int, dtype: torch.dtype, device: torch.device, reuse: bool = True
+    ) -> None:
         self.capacity = capacity
         self.held = 0
+        self.resting = 0
         self._shape = shape
         self._dtype = dtype
         self._device = device
+        self.reuse = reuse
         self._stretches: dict[int, Tensor] = {}
+        self._rests: OrderedDict[int, Tensor] = OrderedDict()
+        self._names = itertools.count(-1, -1)
+        self._prefixes = PrefixTree()
 
     def reserve(self, sequence_id: int, *, tokens: int, limit: int) -> bool:
         """Make sure of places for `tokens`, with room to grow but never above `limit`. False when over the budget."""
@@ -41,6 +59,7 @@ class KVCache:
         granted = next((count for count in (wished, least, tokens) if count <= free), None)
         if granted is None:
             return False
+        self._wake(granted - places)
         shape = self._shape
         size = (2, shape.layers, granted, shape.kv_heads, shape.head_size)
         new = torch.empty(size, dtype=self._dtype, device=self._device)
@@ -50,11 +69,50 @@ class KVCache:
         self.held += granted - places
         return True
 
+    def reusable(self, adapter: str | None, tokens: Sequence[int]) -> int:
+        """How many of the first tokens need not be computed; what holds them is kept longest from now on."""
+        owner, count = self._prefixes.find(adapter, tokens)
+        if owner in self._rests:
+            self._rests.move_to_end(owner)
+        return count
+
+    def take_over(self, sequence_id: int, adapter: str | None, tokens: Sequence[int]) -> int:
+        """Copy what is known of the beginning of `tokens` into a reserved stretch; how many tokens that was."""
+        owner, count = self._prefixes.find(adapter, tokens)
+        if count:
+            source = self._rests[owner] if owner in self._rests else self._stretches[owner]
+            self._stretches[sequence_id][:, :, :count] = source[:, :, :count]
+        return count
+
+    def learn(self, sequence_id: int, adapter: str | None, tokens: Sequence[int], count: int) -> None:
+        """Say that the first `count` of a sequence's tokens are computed, so that others may take them over."""
+        if self.reuse and count >= BLOCK:
+            self._prefixes.extend(sequence_id, adapter, tokens, count)
+
     def free(self, sequence_id: int) -> None:
         """Give a sequence's places back at once; an unknown id is no error."""
         old = self._stretches.pop(sequence_id, None)
         if old is not None:
             self.held -= old.shape[2]
+            self._prefixes.remove(sequence_id)
+
+    def rest(self, sequence_id: int) -> None:
+        """Give an ended sequence's places back when they are wanted; an unknown id is no error."""
+        old = self._stretches.get(sequence_id)
+        if old is None:
+            return
+        places = old.shape[2]
+        if not self.reuse or places > self.capacity * RESTING_SHARE:
+            self.free(sequence_id)
+            return
+        del self._stretches[sequence_id]
+        self.held -= places
+        self.resting += places
+        name = next(self._names)
+        self._rests[name] = old
+        self._prefixes.rename(sequence_id, name)
+        while self.resting > self.capacity * RESTING_SHARE:
+            self._drop_eldest()
 
     def extend(self, sequence_id: int, layer: int, *, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [T, kv_heads, head_size] at `start`; returns views of all so far [start + T, ...]."""
@@ -64,6 +122,16 @@ class KVCache:
         keys[start:] = k
         values[start:] = v
         return keys, values
+
+    def _wake(self, places: int) -> None:
+        """Drop what rests, the longest unused first, until so many more places can be held."""
+        while self._rests and self.held + self.resting + places > self.capacity:
+            self._drop_eldest()
+
+    def _drop_eldest(self) -> None:
+        name, stretch = self._rests.popitem(last=False)
+        self.resting -= stretch.shape[2]
+        self._prefixes.remove(name)
 
 
 def _rounded_up(tokens: int) -> int:

@@ -1,6 +1,7 @@
 """The lines between the API process and an engine process: one JSON object a line, one connection a completion.
 
-Client: {"op":"generate","tokens":[ids],"sampling":{...},"max_tokens":n,"stop_ids":[ids],"adapter":key}, {"op":"ping"}.
+Client: {"op":"generate","tokens":[ids],"sampling":{...},"max_tokens":n,"stop_ids":[ids],"adapter":key,"project":id},
+or {"op":"ping"}.
 Engine: {"t":[ids],"lp":[...]} a step, then {"finish":"stop","stop":id,"usage":{}}, or {"t":[id],"finish":"length",..}
 when the token limit cut it; or one {"error":{...}}. A ping is answered with {"stats":{...}}. Closing the connection
 cancels. Knows shapes only: neither end's behaviour.
@@ -40,6 +41,7 @@ class GenerateLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     max_tokens: int | None = None
     adapter: str | None = None
     stop_ids: frozenset[int] = frozenset()
+    project: str = ""
 
 
 class PingLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="ping"):
@@ -101,6 +103,7 @@ def line_of_request(request: GenerationRequest) -> GenerateLine:
         max_tokens=request.max_tokens,
         adapter=request.adapter,
         stop_ids=request.stop_ids,
+        project=request.project,
     )
 
 
@@ -112,6 +115,7 @@ def request_of_line(line: GenerateLine) -> GenerationRequest:
         max_tokens=line.max_tokens,
         adapter=line.adapter,
         stop_ids=line.stop_ids,
+        project=line.project,
     )
 
 

@@ -10,7 +10,8 @@ class Sequence:
     """A prompt that grows into a completion.
 
     tokens: prompt and completion. computed: tokens whose keys and values are in the cache, always the first ones.
-    limit: most tokens that it may ever hold. Preemption sets computed back to 0 and loses nothing else.
+    limit: most tokens that it may ever hold. reused: prompt tokens whose keys and values were taken over when it began.
+    preempted: whether it lost its places and waits for new ones; it loses nothing else.
     """
 
     def __init__(self, sequence_id: int, request: GenerationRequest, *, context: int) -> None:
@@ -18,6 +19,8 @@ class Sequence:
         self.request = request
         self.tokens = list(request.tokens)
         self.computed = 0
+        self.reused: int | None = None
+        self.preempted = False
         room = context - len(request.tokens)
         self.limit = len(request.tokens) + (room if request.max_tokens is None else min(room, request.max_tokens))
 
@@ -31,6 +34,18 @@ class Sequence:
         """Tokens chosen so far."""
         return self.tokens[len(self.request.tokens) :]
 
+    def start_after(self, known: int) -> None:
+        """Begin, or begin again, after so many tokens that need not be computed."""
+        self.computed = known
+        self.preempted = False
+        if self.reused is None:
+            self.reused = known
+
+    def preempt(self) -> None:
+        """Lose all places."""
+        self.computed = 0
+        self.preempted = True
+
     def append(self, token: int) -> FinishReason | None:
         """Take the chosen token; says whether, and why, the completion ends with it."""
         self.tokens.append(token)
@@ -41,7 +56,8 @@ class Sequence:
     def usage(self) -> TokenCounts:
         """Counts up to now; the stop token, once appended, is one of the completion's tokens."""
         prompt = len(self.request.tokens)
-        return TokenCounts(prompt_tokens=prompt, completion_tokens=len(self.tokens) - prompt)
+        completion = len(self.tokens) - prompt
+        return TokenCounts(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=self.reused or 0)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from smedje.serving.kv_cache import KVCache
 from smedje.serving.runner import Runner
 from smedje.serving.sampler import Sampler, logprobs
 from smedje.serving.scheduler import Scheduler
+from smedje.serving.sequence import Chunk
 from smedje.serving.sequence import Sequence as TokenSequence
 
 
@@ -27,12 +28,14 @@ from smedje.serving.sequence import Sequence as TokenSequence
 class EngineLimits:
     """context: longest sequence in tokens. token_capacity: places for keys and values, at least one whole context.
 
+    reuse: whether prompts take over keys and values of earlier ones that begin alike.
     max_batch_tokens: rows of one step, decodes and prompt chunks together; a longer prompt is taken in pieces of this
     size, so it bounds how long running completions wait for a newcomer. max_sequences: completions that run at once.
     """
 
     context: int
     token_capacity: int
+    reuse: bool = True
     max_batch_tokens: int = 256
     max_sequences: int = 32
 
@@ -49,7 +52,13 @@ class TorchEngine:
         self._limits = limits
         self._vocabulary = model.shape.vocab_size
         self._adapters = adapters
-        self._cache = KVCache(model.shape, capacity=limits.token_capacity, dtype=weight.dtype, device=weight.device)
+        self._cache = KVCache(
+            model.shape,
+            capacity=limits.token_capacity,
+            dtype=weight.dtype,
+            device=weight.device,
+            reuse=limits.reuse,
+        )
         self._runner = Runner(model, self._cache, adapters, device=weight.device)
         self._sampler = Sampler()
         self._scheduler = Scheduler(
@@ -57,6 +66,7 @@ class TorchEngine:
         )
         self._sequences: dict[int, TokenSequence] = {}
         self._generated = 0
+        self._reused = 0
         self._notes = threading.Condition()
         self._arrived: deque[TokenSequence] = deque()
         self._cancelled: set[int] = set()
@@ -96,7 +106,7 @@ class TorchEngine:
             return []
         logits = self._runner.run(chunks)
         for chunk in chunks:
-            chunk.sequence.computed += chunk.count
+            self._has_run(chunk)
         return self._take_tokens([chunk.sequence for chunk in chunks if not chunk.sequence.pending], logits)
 
     def stats(self) -> EngineStats:
@@ -108,6 +118,8 @@ class TorchEngine:
             token_capacity=self._cache.capacity,
             adapters=len(self._adapters),
             generated_tokens=self._generated,
+            resting_tokens=self._cache.resting,
+            reused_tokens=self._reused,
         )
 
     def close(self) -> None:
@@ -126,6 +138,13 @@ class TorchEngine:
             self._scheduler.add(sequence)
         for sequence_id in cancelled & self._sequences.keys():
             self._forget(self._sequences[sequence_id])
+
+    def _has_run(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        if chunk.start == sequence.reused:
+            self._reused += chunk.start
+        sequence.computed += chunk.count
+        self._cache.learn(sequence.id, sequence.request.adapter, sequence.tokens, sequence.computed)
 
     def _take_tokens(self, sequences: Sequence[TokenSequence], logits: Tensor) -> list[Delivery]:
         tokens = self._sampler.choose(sequences, logits)
