@@ -55,7 +55,7 @@ def train(server: Server) -> str:
         ({"hyperparameters": {"batch_size": 257}}, "invalid_value", "hyperparameters.batch_size", "256"),
         ({"hyperparameters": {"learning_rate_multiplier": 0}}, "invalid_value", None, "above 0"),
         ({"hyperparameters": {"learning_rate_multiplier": 1e9}}, "invalid_value", "learning_rate_multiplier", "0.01"),
-        ({"method": {"type": "dpo"}}, "unsupported_method", "method.type", "dpo"),
+        ({"method": {"type": "dpo"}}, "wrong_data_form", "training_file", "preference pairs"),
         ({"method": {"type": "reinforcement"}}, "unsupported_method", "method.type", "supervised"),
         ({"method": {"type": "magic"}}, "invalid_value", "method.type", "magic"),
         ({"method": {}}, "missing_field", "method.type", "supervised"),

@@ -100,6 +100,11 @@ BAD = [
     (line(USER, {**ASSISTANT, "weight": 2}), "$.messages[1].weight", "invalid_weight"),
     (line(USER, {**ASSISTANT, "weight": 0.5}), "$.messages[1].weight", "invalid_weight"),
     (line(USER, {**ASSISTANT, "weight": True}), "$.messages[1].weight", "invalid_weight"),
+    (
+        line(USER, ASSISTANT).replace(b'{"messages"', b'{"weight": 0, "messages"', 1),
+        "$.weight",
+        "invalid_example_weight",
+    ),
     (line(USER, {**ASSISTANT, "weight": 0}), "$.messages", "no_trained_message"),
     (line(USER), "$.messages", "example_missing_assistant_message"),
     (line(USER, ASSISTANT, USER), "$.messages[2].role", "last_message_not_assistant"),

@@ -72,7 +72,7 @@ def encode_file(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Enc
                     code="example_too_long",
                 )
             dataset.tokens.extend(rendered.tokens)
-            dataset.weights.extend(rendered.weights)
+            dataset.weights.extend(weight * example.weight for weight in rendered.weights)
             dataset.offsets.append(len(dataset.tokens))
             dataset.lines.append(example.line)
             dataset.groups.append(group)

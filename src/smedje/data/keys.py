@@ -6,7 +6,7 @@ from typing import Any
 
 from smedje.data.problems import Problem
 
-_COLUMNS = ("messages", "tools", "functions", "parallel_tool_calls")
+_COLUMNS = ("messages", "tools", "functions", "parallel_tool_calls", "weight")
 
 
 def check_keys(text: str, line: int) -> Iterator[Problem]:

@@ -47,12 +47,16 @@ class Message:
 
 @dataclass(frozen=True)
 class ChatExample:
-    """One checked line of a chat data file. line: 1-based. tools: OpenAI-shaped function tools."""
+    """One checked line of a chat data file. line: 1-based. tools: OpenAI-shaped function tools.
+
+    weight: how much each trained token of the line counts beside those of other lines.
+    """
 
     line: int
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     parallel_tool_calls: bool | None = None
+    weight: float = 1.0
 
     def to_messages(self) -> list[dict[str, Any]]:
         """The messages in OpenAI's form, for a chat template."""
@@ -194,6 +198,7 @@ def _to_example(value: Mapping[str, Any], line: int) -> ChatExample:
         messages=tuple(_to_message(message) for message in value["messages"]),
         tools=tuple(tools),
         parallel_tool_calls=value.get("parallel_tool_calls"),
+        weight=float(value.get("weight") or 1.0),
     )
 
 

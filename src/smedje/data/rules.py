@@ -12,6 +12,7 @@ from typing import Any
 from smedje.data.problems import Problem
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MOST_WEIGHT = 100
 MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal")
 
 _ANSWERED = ("user", "tool", "function")
@@ -32,6 +33,11 @@ def check_example(value: object, line: int) -> Iterator[Problem]:
         )
         return
     yield from _check_tools(value, line)
+    weight = value.get("weight")
+    if weight is not None and not (type(weight) in (int, float) and 0 < weight <= MOST_WEIGHT):
+        text = f"The example's weight is {weight!r:.60}."
+        remedy = f"Use a number above 0 and at most {MOST_WEIGHT}, or remove the line."
+        yield _error(line, "$.weight", "invalid_example_weight", text, remedy)
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         yield _missing_messages(value, line)

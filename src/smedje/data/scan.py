@@ -20,7 +20,7 @@ from smedje.data.problems import Problem, ProblemLog
 from smedje.data.rules import CONTROL_TOKEN
 
 _BOM = b"\xef\xbb\xbf"
-_OTHER_COLUMNS = frozenset({"tools", "functions", "parallel_tool_calls"})
+_OTHER_COLUMNS = frozenset({"tools", "functions", "parallel_tool_calls", "weight"})
 # Conversations of one shape (roles and weights) are told apart by their texts alone; more shapes are not remembered.
 _SHAPES = 4096
 _LONGEST_SHAPE = 64

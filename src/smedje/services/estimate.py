@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from smedje.chat.tokenizer import load_chat_tokenizer
+from smedje.data.preference import check_pair_tokens
 from smedje.data.report import TokenStatistics
 from smedje.data.split import split_rows
 from smedje.data.validate import check_tokens
@@ -116,7 +117,8 @@ def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
 def _tokens(ctx: Context, project: Project, job: FineTuningJob, param: str, file_id: str) -> TokenStatistics:
     file = file_service.get_file(ctx, project, file_id)
     tokenizer = load_chat_tokenizer(installed_folder(ctx.home, job.request.base_model))
-    problems, found = check_tokens(file_service.local_bytes(ctx, file), tokenizer, max_tokens=max_tokens(job))
+    check = check_pair_tokens if job.request.method == "dpo" else check_tokens
+    problems, found = check(file_service.local_bytes(ctx, file), tokenizer, max_tokens=max_tokens(job))
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         shown = " ".join(f"Line {one.line}: {one.message} {one.remedy}" for one in errors[:SHOWN_PROBLEMS])

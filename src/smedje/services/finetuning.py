@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import Connection
 
+from smedje.data.preference import is_preference_file
 from smedje.domain.catalog import TrainingLimits
 from smedje.domain.files import File, FilePurpose, FileStatus
 from smedje.domain.ids import JOB, new_id
@@ -15,8 +16,8 @@ from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent, JobRequest, 
 from smedje.domain.projects import Project
 from smedje.errors import Conflict, InvalidData, InvalidRequest, NotFound
 from smedje.services import files as file_service
-from smedje.services.catalog import resolve_origin, training_limits
 from smedje.services.audit import record_in
+from smedje.services.catalog import resolve_origin, training_limits
 from smedje.services.context import Context
 from smedje.services.job_request import (
     LARGEST_SEED,
@@ -24,6 +25,7 @@ from smedje.services.job_request import (
     check_hyperparameters,
     check_metadata,
     check_method,
+    check_method_options,
     check_options,
     check_seed,
     check_suffix,
@@ -53,9 +55,9 @@ def create_job(ctx: Context, project: Project, draft: JobDraft) -> FineTuningJob
     with ctx.database.transaction() as tx:
         store.insert_job(tx, job)
         store.insert_events(tx, [job_event(job.id, now=now, message=f"Created fine-tuning job: {job.id}")])
+        record_in(ctx, tx, "job.created", project.id, job.id)
     return job
 
-        record_in(ctx, tx, "job.created", project.id, job.id)
 
 def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
     """The request, checked and complete: what `create_job` stores and `estimate` predicts."""
@@ -69,12 +71,13 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
         # The address exists, a field of the body is wrong: 400, where the same problem in a path is 404.
         raise InvalidRequest(problem.message, code=problem.code, param="model") from None
     limits: TrainingLimits = training_limits(origin.base_model)
-    where = "hyperparameters" if draft.legacy_form else "method.supervised.hyperparameters"
-    hyperparameters = check_hyperparameters(draft.hyperparameters, limits, where)
+    where = "hyperparameters" if draft.legacy_form else f"method.{draft.method}.hyperparameters"
+    hyperparameters = check_hyperparameters(draft.hyperparameters, limits, where, method=draft.method)
     options = check_options(draft.options, hyperparameters, limits, base_defaults(origin.base_model))
-    _check_file(ctx, project, draft.training_file, "training_file")
-    if draft.validation_file is not None:
-        _check_file(ctx, project, draft.validation_file, "validation_file")
+    check_method_options(options, method=draft.method, validation_file=draft.validation_file is not None)
+    for param, file_id in (("training_file", draft.training_file), ("validation_file", draft.validation_file)):
+        if file_id is not None:
+            _check_form(ctx, _check_file(ctx, project, file_id, param), param, method=draft.method)
     return JobRequest(
         model=draft.model,
         base_model=origin.base_model,
@@ -154,10 +157,10 @@ def _move(
         moved = advance(job, status, now=now)
         store.save_job(tx, moved, was=job.status)
         store.insert_events(tx, [job_event(job.id, now=now, message=message)])
+        record_in(ctx, tx, f"job.{status.value}", project.id, job.id)
     return moved
 
 
-        record_in(ctx, tx, f"job.{status.value}", project.id, job.id)
 def _has_done_a_step(tx: Connection, job: FineTuningJob) -> None:
     if job.status is not JobStatus.RUNNING:
         return
@@ -180,7 +183,19 @@ def _is_paused(tx: Connection, job: FineTuningJob) -> None:
         )
 
 
-def _check_file(ctx: Context, project: Project, file_id: str, param: str) -> None:
+def _check_form(ctx: Context, file: File, param: str, *, method: str) -> None:
+    """Raises InvalidRequest when the file's rows are for another method."""
+    pairs = is_preference_file(file_service.local_bytes(ctx, file))
+    if pairs != (method == "dpo"):
+        has, wanted = ("preference pairs", "chat examples") if pairs else ("chat examples", "preference pairs")
+        raise InvalidRequest(
+            f"{param}: {file.id} holds {has}; the method {method} needs {wanted}.",
+            code="wrong_data_form",
+            param=param,
+        )
+
+
+def _check_file(ctx: Context, project: Project, file_id: str, param: str) -> File:
     try:
         file = file_service.get_file(ctx, project, file_id)
     except NotFound:
@@ -203,6 +218,7 @@ def _check_file(ctx: Context, project: Project, file_id: str, param: str) -> Non
         )
     if file.status is not FileStatus.PROCESSED:
         raise _bad_data(ctx, file, param)
+    return file
 
 
 def _bad_data(ctx: Context, file: File, param: str) -> InvalidData:

@@ -9,11 +9,14 @@ from typing import Any
 
 from smedje.domain.catalog import SUFFIX_PATTERN, TrainingDefaults, TrainingLimits
 from smedje.errors import InvalidRequest, UnsupportedField
-from smedje.training.options import options_to_dict, parse_options
+from smedje.training.from_options import RATED
+from smedje.training.options import TrainingOptions, options_to_dict, parse_options
 
-METHODS = ("supervised",)
+METHODS = ("supervised", "dpo")
 KNOWN_METHODS = ("supervised", "dpo", "reinforcement")
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+METHOD_HYPERPARAMETERS = {"supervised": HYPERPARAMETERS, "dpo": (*HYPERPARAMETERS, "beta")}
+LARGEST_BETA = 2.0
 LARGEST_SEED = 2_147_483_647
 MOST_METADATA = 16
 LONGEST_METADATA_KEY, LONGEST_METADATA_VALUE = 64, 512
@@ -43,10 +46,12 @@ def check_method(method: str) -> None:
         return
     if method in KNOWN_METHODS:
         raise UnsupportedField(
-            f"The method {method!r} is not offered. Use supervised.", code="unsupported_method", param="method.type"
+            f"The method {method!r} is not offered. Use supervised or dpo.",
+            code="unsupported_method",
+            param="method.type",
         )
     raise InvalidRequest(
-        f"There is no method {method[:60]!r}. Use supervised.", code="invalid_value", param="method.type"
+        f"There is no method {method[:60]!r}. Use supervised or dpo.", code="invalid_value", param="method.type"
     )
 
 
@@ -89,16 +94,19 @@ def check_metadata(metadata: Mapping[str, str] | None) -> None:
             )
 
 
-def check_hyperparameters(given: Mapping[str, Any], limits: TrainingLimits, param: str) -> dict[str, Number]:
+def check_hyperparameters(
+    given: Mapping[str, Any], limits: TrainingLimits, param: str, *, method: str = "supervised"
+) -> dict[str, Number]:
     """The hyperparameters that were given, "auto" or in bounds. `param`: the field that holds them, for errors.
 
     Raises InvalidRequest naming an unknown one (and the known ones), or the value that is out of bounds.
     """
     checked: dict[str, Number] = {}
     for name, value in given.items():
-        if name not in HYPERPARAMETERS:
+        if name not in METHOD_HYPERPARAMETERS[method]:
+            known = ", ".join(METHOD_HYPERPARAMETERS[method])
             raise InvalidRequest(
-                f"There is no hyperparameter {name[:60]!r}. Known ones: {', '.join(HYPERPARAMETERS)}. "
+                f"There is no hyperparameter {name[:60]!r}. Known ones of {method}: {known}. "
                 "Further knobs go into the field `smedje`.",
                 code="unknown_hyperparameter",
                 param=f"{param}.{name[:60]}",
@@ -117,8 +125,8 @@ def check_options(
 ) -> dict[str, Any]:
     """The `smedje` options that differ from their defaults.
 
-    Raises InvalidRequest for an unknown or ill-valued one, one beyond the base model's limits, and for a learning rate
-    given twice.
+    Raises InvalidRequest for an unknown or ill-valued one, one beyond the base model's limits, for a learning rate or
+    batch size given twice, and for an optimizer whose rate cannot be guessed.
     """
     options = parse_options(given)
     multiplier = hyperparameters.get("learning_rate_multiplier", "auto")
@@ -129,13 +137,23 @@ def check_options(
             code="conflicting_fields",
             param="smedje.learning_rate",
         )
+    _check_rate_is_known(options, multiplier, defaults)
+    if options.batch_size_multiplier != 1 and hyperparameters.get("batch_size", "auto") != "auto":
+        raise InvalidRequest(
+            "smedje.batch_size_multiplier and batch_size exclude each other. Give the number of examples a step, or a "
+            'multiple of what "auto" gives.',
+            code="conflicting_fields",
+            param="smedje.batch_size_multiplier",
+        )
     rate = options.learning_rate
     if rate is None and not isinstance(multiplier, str):
         rate = defaults.learning_rate * multiplier
-    if rate is not None and not limits.min_learning_rate <= rate <= limits.max_learning_rate:
+    # Plain gradients are far smaller than the even steps of the other optimizers.
+    most = 1.0 if options.optimizer == "sgd" else limits.max_learning_rate
+    if rate is not None and not limits.min_learning_rate <= rate <= most:
         raise InvalidRequest(
-            f"The learning rate would be {rate:g}; this model takes {limits.min_learning_rate:g} to "
-            f"{limits.max_learning_rate:g} (a multiplier of 1 stands for {defaults.learning_rate:g}).",
+            f"The learning rate would be {rate:g}; this model takes {limits.min_learning_rate:g} to {most:g} "
+            f"(a multiplier of 1 stands for {defaults.learning_rate:g}).",
             code="invalid_value",
             param="smedje.learning_rate" if options.learning_rate is not None else "learning_rate_multiplier",
         )
@@ -152,12 +170,45 @@ def check_options(
     return options_to_dict(options)
 
 
+def check_method_options(given: Mapping[str, Any], *, method: str, validation_file: bool) -> None:
+    """Raises InvalidRequest for options that would do nothing: a loss beside dpo, a watch over no validation rows."""
+    options = parse_options(given)
+    if method == "dpo" and options.loss != "cross_entropy":
+        raise InvalidRequest(
+            f"smedje.loss {options.loss!r} has no meaning beside the method dpo, which has a loss of its own.",
+            code="conflicting_fields",
+            param="smedje.loss",
+        )
+    watches = options.checkpoint == "best" or options.early_stopping_patience is not None
+    if options.validation_fraction == 0 and not validation_file and (watches or options.eval_every_steps):
+        raise InvalidRequest(
+            "Early stopping, the best checkpoint and eval_every_steps need validation rows. Give a validation_file, or "
+            "a smedje.validation_fraction above 0.",
+            code="validation_needed",
+            param="smedje.validation_fraction",
+        )
+
+
+def _check_rate_is_known(options: TrainingOptions, multiplier: Number, defaults: TrainingDefaults) -> None:
+    if options.optimizer not in RATED and options.learning_rate is None and multiplier == "auto":
+        raise InvalidRequest(
+            f"This model's learning rate of {defaults.learning_rate:g} is for adamw and says nothing about "
+            f"{options.optimizer}. Give smedje.learning_rate, or a learning_rate_multiplier.",
+            code="missing_field",
+            param="smedje.learning_rate",
+        )
+
+
 def _number(name: str, value: Any, limits: TrainingLimits, param: str) -> Number:
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if name == "learning_rate_multiplier":
         if number and 0 < value < float("inf"):
             return float(value)
         allowed = 'a number above 0, or "auto"'
+    elif name == "beta":
+        if number and 0 < value <= LARGEST_BETA:
+            return float(value)
+        allowed = f'a number above 0 and at most {LARGEST_BETA:g}, or "auto"'
     else:
         most = limits.max_epochs if name == "n_epochs" else limits.max_batch_size
         if number and value == int(value) and 1 <= value <= most:

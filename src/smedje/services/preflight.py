@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from smedje.chat.tokenizer import load_chat_tokenizer
+from smedje.data.preference import check_pair_tokens
 from smedje.data.problems import Problem
 from smedje.data.validate import check_tokens
 from smedje.domain.files import content_key
@@ -48,7 +49,8 @@ def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | Job
             if file is None:
                 return JobError(code="file_not_found", message=f"The file {file_id} was deleted.", param=param)
             path = ctx.objects.local_path(content_key(file.sha256), ctx.home / "cache")
-            problems, _ = check_tokens(path, tokenizer, max_tokens=max_tokens(job))
+            check = check_pair_tokens if job.request.method == "dpo" else check_tokens
+            problems, _ = check(path, tokenizer, max_tokens=max_tokens(job))
             if errors := [p for p in problems if p.severity == "error"]:
                 return _data_error(errors, param, file_id)
         spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())

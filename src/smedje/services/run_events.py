@@ -36,6 +36,12 @@ COLUMNS = (
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
 )
+# Columns that only preference training has; a results file has those that were measured.
+MORE_COLUMNS = tuple(
+    f"{part}_{figure}"
+    for part in ("train", "valid", "full_valid")
+    for figure in ("reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
+)
 
 
 def job_event(job_id: str, *, now: int, message: str, level: str = "info") -> JobEvent:
@@ -89,7 +95,7 @@ def _insert_checkpoint(tx: Connection, job: FineTuningJob, data: dict[str, Any],
             step=data["step"],
             model_name=model_name(job, project_name, step=data["step"]),
             key=data["key"],
-            metrics={name: data["metrics"][name] for name in COLUMNS[1:] if name in data["metrics"]},
+            metrics={name: data["metrics"][name] for name in (*COLUMNS[1:], *MORE_COLUMNS) if name in data["metrics"]},
             created_at=at,
         ),
     )
@@ -104,8 +110,9 @@ def record_success(
     """
     now = ctx.seconds()
     name = model_name(job, project_name)
-    checkpoint = job_rows.find_checkpoint(tx, job.project_id, model_name(job, project_name, step=result.step))
-    assert checkpoint is not None, "a run that succeeded has a checkpoint at its last step"
+    step = int(result.data.get("model_step", result.step))
+    checkpoint = job_rows.find_checkpoint(tx, job.project_id, model_name(job, project_name, step=step))
+    assert checkpoint is not None, "a run that succeeded has a checkpoint at its last step, and at its best"
     model_rows.insert_model(
         tx,
         FineTunedModel(
@@ -115,7 +122,7 @@ def record_success(
             job_id=job.id,
             suffix=job.request.suffix or "",
             checkpoint_key=checkpoint.key,
-            step=result.step,
+            step=step,
             created_at=now,
         ),
     )
@@ -168,8 +175,9 @@ def results_csv(events: Sequence[JobEvent]) -> bytes:
     """The step events of one job, oldest first, as CSV; an empty cell where a figure was not due at that step."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for event in events:
-        data = event.data or {}
-        writer.writerow([data.get(column, "") for column in COLUMNS])
+    rows = [event.data or {} for event in events]
+    columns = [*COLUMNS, *(name for name in MORE_COLUMNS if any(name in row for row in rows))]
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([row.get(column, "") for column in columns])
     return text.getvalue().encode()

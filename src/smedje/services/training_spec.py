@@ -15,11 +15,14 @@ from smedje.modeling.catalog import find_base_model
 from smedje.modeling.folder import installed_folder
 from smedje.services.context import Context
 from smedje.store import files as file_rows
+from smedje.training.from_options import lora_spec, objective_spec, optimizer_spec, schedule_spec, watch_spec
 from smedje.training.options import TrainingOptions, parse_options
-from smedje.training.spec import DataSpec, LoraSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
+from smedje.training.spec import DataSpec, LoraSpec, TrainingSpec
 
 # For base models that a user installed under a name of their own.
 GENERAL_DEFAULTS = TrainingDefaults(learning_rate=3e-4, batch_size=0, max_tokens_per_example=2048)
+
+MICRO_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def build_spec(
     batch_size = number_or_auto(asked.get("batch_size"))
     if batch_size == "auto" and defaults.batch_size:
         batch_size = defaults.batch_size
-    multiplier = asked.get("learning_rate_multiplier", "auto")
+    multiplier, beta = asked.get("learning_rate_multiplier", "auto"), asked.get("beta", "auto")
     return TrainingSpec(
         job_id=job.id,
         base_model=origin.base_model,
@@ -65,15 +68,18 @@ def build_spec(
         n_epochs=number_or_auto(asked.get("n_epochs")),
         batch_size=batch_size,
         max_steps=options.max_steps,
+        batch_factor=options.batch_size_multiplier * options.gradient_accumulation_steps,
         lora=_lora(ctx, options, origin.adapter_key, defaults),
-        optimizer=OptimizerSpec(
-            learning_rate=options.learning_rate,
+        optimizer=optimizer_spec(
+            options,
+            base_rate=defaults.learning_rate,
             multiplier=1.0 if multiplier == "auto" else float(multiplier),
-            base_learning_rate=defaults.learning_rate,
-            weight_decay=options.weight_decay,
-            max_grad_norm=options.max_grad_norm,
         ),
-        schedule=ScheduleSpec(warmup_ratio=options.warmup_ratio),
+        schedule=schedule_spec(options),
+        objective=objective_spec(options, method=job.request.method, beta=None if beta == "auto" else float(beta)),
+        watch=watch_spec(options),
+        micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS,
+        share_prefixes=options.share_prefixes,
         initial_adapter=origin.adapter_key,
         earlier_runs=tuple(earlier_runs),
         threads=threads,
@@ -103,12 +109,14 @@ def _data(ctx: Context, job: FineTuningJob, options: TrainingOptions) -> DataSpe
 
 def _lora(ctx: Context, options: TrainingOptions, adapter_key: str | None, defaults: TrainingDefaults) -> LoraSpec:
     """The adapter's shape: what was asked, else that of the adapter to continue, else the base model's default."""
-    rank, alpha = defaults.lora_rank, float(defaults.lora_alpha)
+    kept = LoraSpec(rank=defaults.lora_rank, alpha=float(defaults.lora_alpha))
     if adapter_key is not None:
         config = msgspec.json.decode(ctx.objects.get(f"{adapter_key}/adapter_config.json"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    return LoraSpec(
-        rank=options.lora_rank or rank,
-        alpha=options.lora_alpha or alpha,
-        dropout=options.lora_dropout,
-    )
+        kept = LoraSpec(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            rslora=bool(config.get("use_rslora")),
+            targets=tuple(config["target_modules"]),
+            layers=None if config.get("layers_to_transform") is None else tuple(config["layers_to_transform"]),
+        )
+    return lora_spec(options, kept)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from smedje.api.auth import CanReadJobs, CanWriteJobs
 from smedje.api.bodies import Body
@@ -61,11 +61,28 @@ class SupervisedObject(BaseModel):
     hyperparameters: HyperparametersObject
 
 
-class MethodObject(BaseModel):
-    """How the job trains."""
+class PreferenceHyperparametersObject(HyperparametersObject):
+    """The same numbers, and the strength of preference training."""
 
-    type: Literal["supervised"] = "supervised"
-    supervised: SupervisedObject
+    beta: float | str
+
+
+class PreferenceObject(BaseModel):
+    """The block of the dpo method."""
+
+    hyperparameters: PreferenceHyperparametersObject
+
+
+class MethodObject(BaseModel):
+    """How the job trains; the block that has the type's name is there."""
+
+    type: Literal["supervised", "dpo"]
+    supervised: SupervisedObject | None = None
+    dpo: PreferenceObject | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_the_other(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class FineTuningJobObject(BaseModel):
@@ -150,7 +167,7 @@ def to_object(job: FineTuningJob) -> FineTuningJobObject:
         hyperparameters=numbers,
         integrations=[],
         metadata=None if request.metadata is None else dict(request.metadata),
-        method=MethodObject(supervised=SupervisedObject(hyperparameters=numbers)),
+        method=_method_object(job, numbers),
         model=request.model,
         organization_id=job.project_id,
         result_files=list(job.result_files),
@@ -248,6 +265,13 @@ def list_checkpoints(
     return page(found, limit, to_checkpoint, lambda checkpoint: checkpoint.id)
 
 
+def _method_object(job: FineTuningJob, numbers: HyperparametersObject) -> MethodObject:
+    if job.request.method == "dpo":
+        full = PreferenceHyperparametersObject(**numbers.model_dump(), beta=_number(job, "beta"))
+        return MethodObject(type="dpo", dpo=PreferenceObject(hyperparameters=full))
+    return MethodObject(type="supervised", supervised=SupervisedObject(hyperparameters=numbers))
+
+
 def _number(job: FineTuningJob, name: str) -> Any:
     resolved = job.resolved or {}
     return resolved[name] if name in resolved else job.request.hyperparameters.get(name, AUTO)
@@ -281,7 +305,9 @@ def _method(body: FineTuningJobBody) -> tuple[str, dict[str, Any]]:
     method = body.method
     kind = method.get("type")
     if not isinstance(kind, str):
-        raise InvalidRequest("method.type is required; use supervised.", code="missing_field", param="method.type")
+        raise InvalidRequest(
+            "method.type is required; use supervised or dpo.", code="missing_field", param="method.type"
+        )
     for name in method.keys() - {"type", *METHOD_BLOCKS}:
         raise InvalidRequest(
             f"The field 'method.{name[:60]}' is not known here.", code="unknown_field", param=f"method.{name[:60]}"
@@ -298,9 +324,9 @@ def _method(body: FineTuningJobBody) -> tuple[str, dict[str, Any]]:
         raise InvalidRequest(
             f"method.{kind} must be an object with hyperparameters.", code="invalid_value", param="method"
         )
-    if kind == "supervised":
+    if kind != "reinforcement":
         for name in block.keys() - {"hyperparameters"}:
             raise UnsupportedField(
-                f"method.supervised.{name[:60]} is not offered. Leave it out.", param=f"method.supervised.{name[:60]}"
+                f"method.{kind[:60]}.{name[:60]} is not offered. Leave it out.", param=f"method.{kind[:60]}.{name[:60]}"
             )
     return kind, block.get("hyperparameters") or {}
