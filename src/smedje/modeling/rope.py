@@ -41,13 +41,3 @@ def turns(positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.d
     """cos and sin for each row: [T, 1, rotary_size / 2], computed in fp32 and rounded to `dtype` once."""
     angles = positions.to(torch.float32)[:, None, None] * frequencies
     return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn heads [T, N, D] by cos, sin [T, 1, R/2]: values i and i + R/2 form a pair; the rest stays."""
-    half, size = cos.shape[-1], heads.shape[-1]
-    if 2 * half == size:
-        first, second = torch.split(heads, [half, half], dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    first, second, rest = torch.split(heads, [half, half, size - 2 * half], dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
+from smedje.modeling.fused import rms_norm, swiglu, turn_heads
 from smedje.modeling.products import frozen_linear, packed
-from smedje.modeling.rope import inverse_frequencies, rotate, turns
+from smedje.modeling.rope import inverse_frequencies, turns
 
 
 class Attend(Protocol):
@@ -59,14 +60,6 @@ class _Pass(NamedTuple):
     sin: Tensor
     attend: Attend
     lora: LowRank | None
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension, computed in fp32 and rounded before the weight, as Llama does."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -197,22 +190,24 @@ class Decoder(nn.Module):
 
     def _attention(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
         shape = self.shape
-        rows, turned = x.shape[0], (shape.heads + shape.kv_heads) * shape.head_size
+        rows = x.shape[0]
         qkv = _linear(Site(layer, "qkv"), x, block.qkv, block.qkv_bias, shared.lora)
-        qk, v = torch.split(qkv, [turned, shape.kv_heads * shape.head_size], dim=1)
-        qk = qk.view(rows, shape.heads + shape.kv_heads, shape.head_size)
         if block.q_norm is not None and block.k_norm is not None:
-            q, k = torch.split(qk, [shape.heads, shape.kv_heads], dim=1)
-            eps = self.config.norm_eps
-            qk = torch.cat((rms_norm(q, block.q_norm, eps), rms_norm(k, block.k_norm, eps)), dim=1)
-        q, k = torch.split(rotate(qk, shared.cos, shared.sin), [shape.heads, shape.kv_heads], dim=1)
-        mixed = shared.attend(layer, q, k, v.view(rows, shape.kv_heads, shape.head_size))
+            qkv = self._normed_heads(qkv, block.q_norm, block.k_norm)
+        sizes = (shape.heads, shape.kv_heads, shape.head_size)
+        mixed = shared.attend(layer, *turn_heads(qkv, shared.cos, shared.sin, sizes))
         return _linear(Site(layer, "o"), mixed.reshape(rows, -1), block.o, block.o_bias, shared.lora)
+
+    def _normed_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
+        """Each query and key head normed over its own values, as Qwen3 does: [T, N * D] -> the same."""
+        shape, eps = self.shape, self.config.norm_eps
+        heads = qkv.view(qkv.shape[0], -1, shape.head_size)
+        q, k, v = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        return torch.cat((rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v), dim=1).view(qkv.shape)
 
     def _mlp(self, layer: int, block: Block, x: Tensor, lora: LowRank | None) -> Tensor:
         gate_up = _linear(Site(layer, "gate_up"), x, block.gate_up, block.gate_up_bias, lora)
-        gate, up = gate_up.chunk(2, dim=1)
-        return _linear(Site(layer, "down"), F.silu(gate) * up, block.down, block.down_bias, lora)
+        return _linear(Site(layer, "down"), swiglu(gate_up), block.down, block.down_bias, lora)
 
 
 def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank | None) -> Tensor:

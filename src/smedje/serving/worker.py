@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = load_decoder(options.model_folder)
+    model.pack()
     adapters = AdapterCache(model, open_objects(options.objects), folder=options.cache, capacity=MAX_ADAPTERS)
     asyncio.run(_serve(TorchEngine(model, adapters, limits_for(model)), options))
     return 0

@@ -128,7 +128,7 @@ def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path
 
     classes: rows of a classifier's head; 0 for a chat model.
     """
-    decoder = load_decoder(base, dtype=torch.float32, device=spec.device)
+    decoder = load_decoder(base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
     config = adapter_config(spec.lora, decoder.slots)
     weights = None
     if spec.initial_adapter is not None:
