@@ -37,7 +37,11 @@ def test_a_stream_says_what_the_plain_answer_says(server: Server) -> None:
     assert first.choices[0].delta.content == ""
     assert "".join(c.choices[0].delta.content or "" for c in middle) == plain.choices[0].message.content
     assert [c.choices[0].finish_reason for c in middle] == [None] * (len(middle) - 1) + ["length"]
-    assert (last.choices, last.usage) == ([], plain.usage)
+    assert last.choices == []
+    assert last.usage is not None
+    assert plain.usage is not None
+    assert last.usage.completion_tokens == plain.usage.completion_tokens
+    assert last.usage.total_tokens == plain.usage.total_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 

@@ -11,7 +11,7 @@ from smedje.api.auth import check_routes
 from smedje.api.azure import authoring, inference
 from smedje.api.management import audit, catalog, deployments, estimate, hubs, keys, members, projects, reports
 from smedje.api.middleware import Edge
-from smedje.api.openai import chat, files, fine_tuning, models
+from smedje.api.openai import chat, completions, files, fine_tuning, models
 from smedje.api.state import Services
 from smedje.api.uploads import BODY_BYTES
 
@@ -36,14 +36,14 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         lifespan=_lifespan(running),
     )
     app.state.services = services
-    for part in (health, files, fine_tuning, models, chat, deployments, catalog, estimate, reports):
+    for part in (health, files, fine_tuning, models, chat, completions, deployments, catalog, estimate, reports):
         app.include_router(part.router)
     for part in (hubs, projects, members, keys, audit):
         app.include_router(part.router)
     for part in (inference, authoring):
         app.include_router(part.router)
     # Azure's v1 paths are OpenAI's behind a prefix; one schema describes both.
-    for part in (files, fine_tuning, models, chat):
+    for part in (files, fine_tuning, models, chat, completions):
         app.include_router(part.router, prefix="/openai", include_in_schema=False)
     errors.install(app)
     uploads = dict.fromkeys((files.PATH, f"/openai{files.PATH}", authoring.FILES), BODY_BYTES)

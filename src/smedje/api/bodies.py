@@ -25,6 +25,7 @@ IGNORED_FIELDS: dict[str, frozenset[str]] = {
             "verbosity",
         }
     ),
+    "completion": frozenset({"user"}),
     # The billing tier of Azure's training; there is one way to train here.
     "azure_job": frozenset({"trainingType"}),
 }
@@ -37,13 +38,17 @@ UNSUPPORTED_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
-        "logit_bias": ({},),
         "reasoning_effort": ("none",),
         "prediction": (),
         "modalities": (["text"],),
         "audio": (),
         "web_search_options": (),
         "moderation": (),
+    },
+    "completion": {
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
     },
     "job": {
         "integrations": ([],),

@@ -40,6 +40,9 @@ Stops = Annotated[
 ]
 
 
+LogitBias = Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+
+
 class StreamOptionsBody(Body):
     """`include_obfuscation` pads chunks against traffic analysis at OpenAI; here it has no effect."""
 
@@ -80,6 +83,7 @@ class ChatBody(Body):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    logit_bias: LogitBias | None = None
 
 
 class TopLogprob(BaseModel):
@@ -120,12 +124,19 @@ class ChoiceObject(BaseModel):
     finish_reason: str
 
 
+class PromptDetails(BaseModel):
+    """Prompt tokens that were not computed again, because an earlier prompt began with them."""
+
+    cached_tokens: int
+
+
 class UsageObject(BaseModel):
     """Counted tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class ChatCompletion(BaseModel):
@@ -157,6 +168,7 @@ def to_request(body: ChatBody) -> ChatRequest:
             frequency_penalty=body.frequency_penalty or 0.0,
             presence_penalty=body.presence_penalty or 0.0,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            logit_bias=tuple((body.logit_bias or {}).items()),
         ),
         max_tokens=_max_tokens(body),
         stop=tuple(body.stop or ()),
@@ -190,6 +202,7 @@ def to_usage(usage: ChatUsage) -> UsageObject:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=usage.cached_tokens),
     )
 
 
@@ -199,12 +212,12 @@ async def answer(services: Services, caller: Principal, request: Request, body: 
     stream = await services.chat.open(caller, asked)
     if body.stream:
         return event_stream(_chunks(stream, body))
-    whole = await _unless_gone(request, stream)
+    whole = await unless_gone(request, stream)
     # The client hung up: nobody reads this.
     return Response(status_code=499) if whole is None else to_completion(whole, body)
 
 
-async def _unless_gone(request: Request, stream: ChatStream) -> ChatAnswer | None:
+async def unless_gone(request: Request, stream: ChatStream) -> ChatAnswer | None:
     """The whole answer, or None once the client has closed its connection, so that nobody generates for nobody."""
     collecting = asyncio.create_task(stream.collect())
     watching = asyncio.create_task(_hung_up(request))

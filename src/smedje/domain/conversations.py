@@ -16,7 +16,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. temperature 0 is greedy; seed makes a draw repeatable."""
+    """How the next token is chosen. temperature 0 is greedy; seed makes a draw repeatable.
+
+    logit_bias: pairs of a token id and what is added to its logit.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -24,11 +27,15 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     top_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """One chat completion to make. messages are in OpenAI's message form. max_tokens None means up to the context."""
+    """One completion to make. messages are in OpenAI's message form. max_tokens None means up to the context.
+
+    prompt: what the model continues as it stands, instead of messages; a text or token ids.
+    """
 
     model: str
     messages: tuple[Mapping[str, Any], ...]
@@ -36,3 +43,4 @@ class ChatRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
+    prompt: str | tuple[int, ...] | None = None

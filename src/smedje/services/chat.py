@@ -38,10 +38,11 @@ log = structlog.get_logger("smedje.chat")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatUsage:
-    """Tokens of one request. completion_tokens: over all its choices."""
+    """Tokens of one request. completion_tokens: over all its choices. cached_tokens: prompt, not computed again."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +75,25 @@ class ChatAnswer:
 
 @dataclass(kw_only=True)
 class ChatStream:
-    """A request under way. deltas: of all choices as they come; close it to cancel. counts: tokens by choice."""
+    """A request under way. deltas: of all choices as they come; close it to cancel.
+
+    counts: completion tokens by choice. cached: prompt tokens that were not computed again, by choice.
+    """
 
     deltas: AsyncGenerator[ChatDelta, None]
     prompt_tokens: int
     counts: dict[int, int]
+    cached: dict[int, int]
 
     @property
     def usage(self) -> ChatUsage:
         """Tokens so far; final once `deltas` has ended."""
-        return ChatUsage(prompt_tokens=self.prompt_tokens, completion_tokens=sum(self.counts.values()))
+        return ChatUsage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=sum(self.counts.values()),
+            # The prompt is told once, so what was found by the choice that came first counts.
+            cached_tokens=min(self.cached.values(), default=0),
+        )
 
     async def collect(self) -> ChatAnswer:
         """The whole answer. Raises what the generation raises."""
@@ -102,14 +112,16 @@ class ChatStream:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A request with everything that generation needs. counts: shared with the stream that is handed out."""
+    """A request with everything that generation needs. counts, cached: shared with the stream that is handed out."""
 
     request: ChatRequest
     resolved: ResolvedModel
     folder: Path
     tokenizer: ChatTokenizer
     tokens: tuple[int, ...]
+    project: str
     counts: dict[int, int] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)
 
 
 class Chat:
@@ -131,7 +143,12 @@ class Chat:
         prepared = await anyio.to_thread.run_sync(self._prepare, caller, request)
         deltas = self._counted(caller, prepared)
         first = await anext(deltas)
-        return ChatStream(deltas=_with_first(first, deltas), prompt_tokens=len(prepared.tokens), counts=prepared.counts)
+        return ChatStream(
+            deltas=_with_first(first, deltas),
+            prompt_tokens=len(prepared.tokens),
+            counts=prepared.counts,
+            cached=prepared.cached,
+        )
 
     def warm_soon(self, base_model: str) -> None:
         """Start the engine of an installed base model in the background, so that the first request need not wait."""
@@ -156,8 +173,14 @@ class Chat:
         resolved = resolve(self._ctx, caller.project.id, request.model)
         folder = installed_folder(self._ctx.home, resolved.base_model)
         tokenizer = self.tokenizer(folder)
-        tokens = render_prompt(tokenizer, request.messages)
-        return _Prepared(request=request, resolved=resolved, folder=folder, tokenizer=tokenizer, tokens=tuple(tokens))
+        return _Prepared(
+            request=request,
+            resolved=resolved,
+            folder=folder,
+            tokenizer=tokenizer,
+            tokens=_prompt(tokenizer, request),
+            project=caller.project.id,
+        )
 
     def tokenizer(self, folder: Path) -> ChatTokenizer:
         """The tokenizer of an installed base model, kept between requests."""
@@ -240,6 +263,7 @@ class Chat:
             max_tokens=request.max_tokens,
             adapter=prepared.resolved.adapter_key,
             stop_ids=frozenset(prepared.tokenizer.stop_ids),
+            project=prepared.project,
         )
         chunks = self._pool.generate(prepared.resolved.base_model, prepared.folder, generation)
         assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
@@ -250,6 +274,7 @@ class Chat:
                 finish = chunk.finish
                 if finish is not None and chunk.usage is not None:
                     prepared.counts[index] = chunk.usage.completion_tokens
+                    prepared.cached[index] = chunk.usage.cached_tokens
                 if finish is not None and not text.stopped:
                     rest, more = text.finish()
                     piece, logprobs = piece + rest, logprobs + more
@@ -259,6 +284,15 @@ class Chat:
                     yield ChatDelta(index=index, text=piece, logprobs=logprobs, finish=finish)
                 if finish is not None:
                     return
+
+
+def _prompt(tokenizer: ChatTokenizer, request: ChatRequest) -> tuple[int, ...]:
+    if request.prompt is None:
+        return tuple(render_prompt(tokenizer, request.messages))
+    if isinstance(request.prompt, str):
+        # The caller writes the whole prompt, control tokens included; only what every text begins with is added.
+        return tuple(tokenizer.tokenizer.encode(request.prompt).ids)
+    return request.prompt
 
 
 def _shifted(seed: int, index: int) -> int:

@@ -137,10 +137,17 @@ def check_request(request: GenerationRequest, *, context: int, vocabulary: int) 
             code="context_length_exceeded",
             param="messages",
         )
-    _check_sampling(request.sampling)
+    _check_sampling(request.sampling, vocabulary)
 
 
-def _check_sampling(sampling: Sampling) -> None:
+def _check_sampling(sampling: Sampling, vocabulary: int) -> None:
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < vocabulary:
+            raise InvalidRequest(
+                f"logit_bias names token id {token}, outside this model's vocabulary of {vocabulary}.",
+                code="invalid_token",
+                param="logit_bias",
+            )
     if not 0.0 <= sampling.temperature <= 1e4:
         raise InvalidRequest(
             f"temperature must be at least 0, found {sampling.temperature}.", code="invalid_value", param="temperature"

@@ -19,6 +19,7 @@ GREEDY_BELOW = 1e-5
 # Nearly every nucleus lies within so many likeliest tokens; where it does not, so many times as many are looked at.
 FIRST_CANDIDATES = 256
 CANDIDATES_GROWTH = 16
+FORBIDDEN = -100.0
 SEED_RANGE = 2**63
 
 
@@ -42,7 +43,7 @@ class Sampler:
 
     def _choose(self, sequence: TokenSequence, logits: Tensor) -> int:
         sampling = sequence.request.sampling
-        penalised = apply_penalties(logits, sampling, sequence.completion)
+        penalised = apply_penalties(apply_bias(logits, sampling), sampling, sequence.completion)
         if sampling.temperature < GREEDY_BELOW:
             return int(penalised.argmax())
         uniform = torch.rand((), generator=self._generator(sequence), dtype=torch.float64)
@@ -61,7 +62,17 @@ class Sampler:
 
 
 def _is_plainly_greedy(sampling: Sampling) -> bool:
-    return sampling.temperature < GREEDY_BELOW and not (sampling.frequency_penalty or sampling.presence_penalty)
+    bent = sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias
+    return sampling.temperature < GREEDY_BELOW and not bent
+
+
+def apply_bias(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [V] with each pair's number added to its token's; -100 and less forbid a token, as OpenAI documents."""
+    if not sampling.logit_bias:
+        return logits
+    tokens = torch.tensor([token for token, _ in sampling.logit_bias], device=logits.device)
+    added = [-torch.inf if bias <= FORBIDDEN else bias for _, bias in sampling.logit_bias]
+    return logits.index_add(0, tokens, torch.tensor(added, dtype=logits.dtype, device=logits.device))
 
 
 def apply_penalties(logits: Tensor, sampling: Sampling, completion: Sequence[int]) -> Tensor:

@@ -4,11 +4,12 @@ Knows paths, api-version and the `extra-parameters` header; the bodies and answe
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Header, Request
 from pydantic import BaseModel, ValidationError
 
+from smedje.api import completion_wire
 from smedje.api.auth import CanChat, CanReadDeployments
 from smedje.api.chat_wire import ChatBody, ChatCompletion, answer
 from smedje.api.errors import from_validation
@@ -18,6 +19,8 @@ from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest
 from smedje.services import deployments as service
 from smedje.services.context import Context
+
+B = TypeVar("B", bound=BaseModel)
 
 UNKNOWN = "extra_forbidden"
 
@@ -38,8 +41,15 @@ class ModelInfo(BaseModel):
 @router.post("/openai/deployments/{name}/chat/completions", response_model=ChatCompletion)
 async def create_completion(caller: CanChat, services: Chatting, request: Request, name: str, given: JsonObject) -> Any:
     """Answer messages with the deployment, or model, named in the path; `model` in the body says nothing here."""
-    body = _checked({**given, "model": name})
+    body = _checked(ChatBody, {**given, "model": name})
     return await answer(services, caller, request, body)
+
+
+@router.post("/openai/deployments/{name}/completions", response_model=completion_wire.Completion)
+async def continue_prompt(caller: CanChat, services: Chatting, request: Request, name: str, given: JsonObject) -> Any:
+    """Continue a prompt with the deployment, or model, named in the path."""
+    body = _checked(completion_wire.CompletionBody, {**given, "model": name})
+    return await completion_wire.answer(services, caller, request, body)
 
 
 @router.get("/openai/deployments/{name}/info")
@@ -59,7 +69,7 @@ async def create_inference_completion(
     """
     if given.get("model") is None:
         given = {**given, "model": _only_deployment(services.context, caller.project).name}
-    body = _checked(given, drop=extra == "drop")
+    body = _checked(ChatBody, given, drop=extra == "drop")
     return await answer(services, caller, request, body)
 
 
@@ -70,15 +80,15 @@ def get_info(caller: CanReadDeployments, ctx: Using) -> ModelInfo:
     return _info(_only_deployment(ctx, caller.project))
 
 
-def _checked(given: dict[str, Any], *, drop: bool = False) -> ChatBody:
+def _checked(kind: type[B], given: dict[str, Any], *, drop: bool = False) -> B:
     """The body; with `drop`, without the top-level fields that nobody knows. Raises InvalidRequest."""
     try:
-        return ChatBody.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as wrong:
         problems: Sequence[Any] = [{**one, "loc": ("body", *one["loc"])} for one in wrong.errors()]
         unknown = {one["loc"][1] for one in problems if one["type"] == UNKNOWN and len(one["loc"]) == 2}
         if drop and unknown:
-            return _checked({name: value for name, value in given.items() if name not in unknown})
+            return _checked(kind, {name: value for name, value in given.items() if name not in unknown})
         raise from_validation(problems) from wrong
 
 
