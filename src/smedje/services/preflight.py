@@ -16,7 +16,7 @@ from smedje.domain.files import content_key
 from smedje.domain.jobs import FineTuningJob, JobError
 from smedje.errors import SmedjeError
 from smedje.modeling.catalog import find_base_model
-from smedje.modeling.config import OWNED_ARCHITECTURES, read_decoder_config, read_raw_config
+from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_folder
 from smedje.services.context import Context
 from smedje.services.training_spec import Origin, build_spec, max_tokens
@@ -56,7 +56,7 @@ def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | Job
         spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
     except SmedjeError as problem:
         return JobError(code=problem.code, message=problem.message, param=problem.param)
-    return _memory(spec)
+    return _too_long_for_serving(spec) or _memory(spec)
 
 
 def _data_error(errors: list[Problem], param: str, file_id: str) -> JobError:
@@ -81,9 +81,27 @@ def _memory(spec: TrainingSpec) -> Checked | JobError:
     return Checked(memory_bytes=need)
 
 
+def _too_long_for_serving(spec: TrainingSpec) -> JobError | None:
+    """Longrope computes differently beyond the original context, where no engine serves yet: say so, do not mistrain."""
+    folder = Path(spec.base_folder)
+    if why_not_owned(read_raw_config(folder)) is not None:
+        return None
+    rope = read_decoder_config(folder).rope
+    if rope.kind != "longrope" or spec.data.max_tokens <= rope.original_positions:
+        return None
+    return JobError(
+        code="invalid_option",
+        message=(
+            f"max_tokens_per_example is {spec.data.max_tokens}; {spec.base_model} is tuned and served up to "
+            f"{rope.original_positions} tokens. Choose at most that."
+        ),
+        param="smedje.max_tokens_per_example",
+    )
+
+
 def predicted_memory(spec: TrainingSpec) -> int:
     """Peak resident bytes that a run should need: from shapes, or from the catalog for other architectures."""
     folder = Path(spec.base_folder)
-    if set(read_raw_config(folder).get("architectures", ())) & set(OWNED_ARCHITECTURES):
+    if why_not_owned(read_raw_config(folder)) is None:
         return predicted_bytes(read_decoder_config(folder), spec)
     return find_base_model(spec.base_model).memory_training_bytes
