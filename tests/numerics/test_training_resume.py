@@ -103,5 +103,5 @@ def test_continuing_from_an_adapter_starts_where_it_ended(place: Bench, tmp_path
 
     records, state = place.train()
     key = save_checkpoint(place.objects, place.folder("run-first"), state, base_model="tiny", metrics={})
-    first = place.with_spec(initial_adapter=key).train()[0][0]
+    first = place.with_spec(lora=LoraSpec(rank=4, alpha=8.0, initial=key)).train()[0][0]
     assert first.full_valid_loss == pytest.approx(records[-1].full_valid_loss, rel=1e-6)

@@ -68,7 +68,6 @@ def build_spec(
         n_epochs=number_or_auto(asked.get("n_epochs")),
         batch_size=batch_size,
         max_steps=options.max_steps,
-        batch_factor=options.batch_size_multiplier * options.gradient_accumulation_steps,
         lora=_lora(ctx, options, origin.adapter_key, defaults),
         optimizer=optimizer_spec(
             options,
@@ -80,7 +79,6 @@ def build_spec(
         watch=watch_spec(options),
         micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS,
         share_prefixes=options.share_prefixes,
-        initial_adapter=origin.adapter_key,
         earlier_runs=tuple(earlier_runs),
         threads=threads,
     )
@@ -119,4 +117,4 @@ def _lora(ctx: Context, options: TrainingOptions, adapter_key: str | None, defau
             targets=tuple(config["target_modules"]),
             layers=None if config.get("layers_to_transform") is None else tuple(config["layers_to_transform"]),
         )
-    return lora_spec(options, kept)
+    return lora_spec(options, kept, initial=adapter_key)

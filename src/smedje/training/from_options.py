@@ -27,6 +27,7 @@ def optimizer_spec(options: TrainingOptions, *, base_rate: float, multiplier: fl
         momentum=momentum if options.momentum is None else options.momentum,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
+        batch_factor=options.batch_size_multiplier * options.gradient_accumulation_steps,
     )
 
 
@@ -68,8 +69,11 @@ def watch_spec(options: TrainingOptions) -> WatchSpec:
     )
 
 
-def lora_spec(options: TrainingOptions, kept: LoraSpec) -> LoraSpec:
-    """The adapter: what was asked, and where nothing was, what is `kept` (of the model to continue, or the default)."""
+def lora_spec(options: TrainingOptions, kept: LoraSpec, *, initial: str | None) -> LoraSpec:
+    """The adapter: what was asked, and where nothing was, what is `kept` (of the model to continue, or the default).
+
+    initial: where the adapter to continue lies.
+    """
     layers, last = kept.layers, kept.last_layers
     if isinstance(options.lora_layers, int):
         layers, last = None, -options.lora_layers
@@ -83,4 +87,5 @@ def lora_spec(options: TrainingOptions, kept: LoraSpec) -> LoraSpec:
         targets=kept.targets if options.lora_targets is None else options.lora_targets,
         layers=layers,
         last_layers=last,
+        initial=initial,
     )

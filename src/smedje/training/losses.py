@@ -3,6 +3,7 @@
 Letters: R labelled rows, V vocabulary (or classes).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,5 +21,6 @@ def row_losses(logits: Tensor, targets: Tensor, spec: LossSpec) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=spec.smoothing)
     losses = F.cross_entropy(logits, targets, reduction="none")
     if spec.kind == "focal":
-        return (1 - (-losses).exp()).clamp_min(0).pow(spec.gamma) * losses
+        # Clamped above zero: with gamma below 1 the power has no finite slope at a certain row.
+        return (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny).pow(spec.gamma) * losses
     return losses

@@ -51,7 +51,7 @@ def resolve_plan(rows: int, spec: TrainingSpec) -> Plan:
     """The plan for `rows` training rows (after the validation split); rows must be at least 1."""
     epochs = auto_epochs(rows) if spec.n_epochs == "auto" else spec.n_epochs
     size = auto_batch_size(rows) if spec.batch_size == "auto" else spec.batch_size
-    batch = min(max(1, round(size * spec.batch_factor)), rows)
+    batch = min(max(1, round(size * spec.optimizer.batch_factor)), rows)
     per_epoch = math.ceil(rows / batch)
     total = per_epoch * epochs
     if spec.max_steps is not None:

@@ -131,8 +131,8 @@ def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path
     decoder = load_decoder(base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
     config = adapter_config(spec.lora, decoder.slots)
     weights = None
-    if spec.initial_adapter is not None:
-        weights, given = load_adapter(objects.local_folder(spec.initial_adapter, cache))
+    if spec.lora.initial is not None:
+        weights, given = load_adapter(objects.local_folder(spec.lora.initial, cache))
         _check_same_shape(config, given)
         config = replace(given, dropout=config.dropout)
     draw = torch.Generator().manual_seed(spec.seed)

@@ -12,7 +12,8 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The adapter to train; scale = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023).
 
     targets: last names of the linears to adapt, None for all. layers: numbers from 0, None for all; last_layers: only
-    so many at the end, in place of `layers`.
+    so many at the end, in place of `layers`. initial: object-storage prefix of the adapter that training continues
+    from, None for a fresh one.
     """
 
     rank: int = 16
@@ -22,6 +23,7 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     targets: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     last_layers: int | None = None
+    initial: str | None = None
 
 
 class LossSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +50,8 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The update rule, with gradient clipping by 2-norm; see training/optimizer.py for the sources.
 
     learning_rate: absolute peak rate; None means base model's rate times `multiplier`. beta1, beta2: adamw, adam and
-    lion; eps: adamw and adam; momentum: sgd and muon.
+    lion; eps: adamw and adam; momentum: sgd and muon. batch_factor: rows of an update = batch size times this
+    (multiplier times accumulated batches).
     """
 
     kind: OptimizerKind = "adamw"
@@ -61,6 +64,7 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     momentum: float = 0.9
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    batch_factor: float = 1.0
 
 
 class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,11 +110,9 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training run.
 
-    base_folder: installed base model on the worker's disk. initial_adapter: object-storage prefix of the adapter
-    that training continues from, None for a fresh one. "auto" numbers are resolved by the worker and reported.
+    base_folder: installed base model on the worker's disk. "auto" numbers are resolved by the worker and reported.
     today: the job's date (ISO 8601), which some chat templates print; fixed, so that a resume renders the same tokens.
     earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
-    batch_factor: rows an optimizer step = batch_size times this (multiplier times accumulated batches).
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: compute what rows begin with alike once; exact,
     and left out where it would not be (adapter dropout, attention windows) or has no kernel. state_seconds: how often
     state for an exact resume is saved.
@@ -125,14 +127,12 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data: DataSpec
     n_epochs: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
-    batch_factor: float = 1.0
     max_steps: int | None = None
     lora: LoraSpec = LoraSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
     watch: WatchSpec = WatchSpec()
-    initial_adapter: str | None = None
     earlier_runs: tuple[str, ...] = ()
     micro_batch_tokens: int = 2048
     share_prefixes: bool = True
