@@ -67,15 +67,20 @@ def write_gguf_tokenizer(file: GgufFile, folder: Path, *, context_tokens: int) -
     write_json(folder / "tokenizer_config.json", _tokenizer_config(file, tokens, context_tokens))
 
 
-def _byte_level(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
-    name = file.values.get("tokenizer.ggml.pre", "default")
-    known: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+def known_pre_tokenizers() -> dict[str, tuple[dict[str, Any] | None, dict[str, Any]]]:
+    """Name of a byte-level pre-tokenizer in GGUF -> its normalizer and pre-tokenizer in tokenizer.json."""
+    return {
         "smollm": (None, _sequence(DIGITS, BYTE_LEVEL)),
         "starcoder": (None, _sequence(DIGITS, BYTE_LEVEL)),
         "gpt-2": (None, BYTE_LEVEL),
         "qwen2": ({"type": "NFC"}, _sequence(_split(QWEN2_SPLIT), BYTE_LEVEL_AFTER_SPLIT)),
         "llama-bpe": (None, _sequence(_split(LLAMA3_SPLIT), BYTE_LEVEL_AFTER_SPLIT)),
     }
+
+
+def _byte_level(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
+    name = file.values.get("tokenizer.ggml.pre", "default")
+    known = known_pre_tokenizers()
     if name not in known:
         raise UnsupportedField(
             f"The GGUF file names the pre-tokenizer {name!r}; {', '.join(sorted(known))} are offered. Another one "
