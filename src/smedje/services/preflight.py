@@ -82,7 +82,7 @@ def _memory(spec: TrainingSpec) -> Checked | JobError:
 
 
 def _too_long_for_serving(spec: TrainingSpec) -> JobError | None:
-    """Longrope computes differently beyond the original context, where no engine serves yet: say so, do not mistrain."""
+    """Longrope computes differently beyond the original context, where no engine serves: say so, do not mistrain."""
     folder = Path(spec.base_folder)
     if why_not_owned(read_raw_config(folder)) is not None:
         return None
