@@ -9,9 +9,21 @@ import smedje
 from smedje.api import errors, health
 from smedje.api.auth import check_routes
 from smedje.api.azure import authoring, inference
-from smedje.api.management import audit, catalog, deployments, estimate, hubs, keys, members, projects, reports
+from smedje.api.management import (
+    audit,
+    catalog,
+    costs,
+    deployments,
+    estimate,
+    hubs,
+    keys,
+    members,
+    projects,
+    quotas,
+    reports,
+)
 from smedje.api.middleware import Edge
-from smedje.api.openai import chat, completions, files, fine_tuning, models
+from smedje.api.openai import chat, completions, files, fine_tuning, models, uploads
 from smedje.api.state import Services
 from smedje.api.uploads import BODY_BYTES
 
@@ -36,18 +48,31 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         lifespan=_lifespan(running),
     )
     app.state.services = services
-    for part in (health, files, fine_tuning, models, chat, completions, deployments, catalog, estimate, reports):
+    for part in (
+        health,
+        files,
+        uploads,
+        fine_tuning,
+        models,
+        chat,
+        completions,
+        deployments,
+        catalog,
+        estimate,
+        reports,
+    ):
         app.include_router(part.router)
-    for part in (hubs, projects, members, keys, audit):
+    for part in (hubs, projects, members, keys, quotas, costs, audit):
         app.include_router(part.router)
     for part in (inference, authoring):
         app.include_router(part.router)
     # Azure's v1 paths are OpenAI's behind a prefix; one schema describes both.
-    for part in (files, fine_tuning, models, chat, completions):
+    for part in (files, uploads, fine_tuning, models, chat, completions):
         app.include_router(part.router, prefix="/openai", include_in_schema=False)
     errors.install(app)
-    uploads = dict.fromkeys((files.PATH, f"/openai{files.PATH}", authoring.FILES), BODY_BYTES)
-    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes={"": JSON_BYTES, **uploads})
+    forms = dict.fromkeys((files.PATH, f"/openai{files.PATH}", authoring.FILES), BODY_BYTES)
+    parts = dict.fromkeys((uploads.PART_PATH, f"/openai{uploads.PART_PATH}"), uploads.PART_BODY_BYTES)
+    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes={"": JSON_BYTES, **forms, **parts})
     check_routes(app)
     return app
 

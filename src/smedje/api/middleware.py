@@ -6,6 +6,7 @@ A plain ASGI wrapper, so that streams pass through it untouched. Knows nothing o
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,7 +35,7 @@ class Edge:
     """Wraps the whole application.
 
     hosts: names allowed in the Host header besides the local ones; "*" allows any. body_bytes: the longest body,
-    by path, with "" for every other path.
+    by path, where "*" stands for any id, with "" for every other path.
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], body_bytes: Mapping[str, int]) -> None:
@@ -60,7 +61,7 @@ class Edge:
                     headers.setdefault(name, value)
             await send(message)
 
-        limit = self.body_bytes.get(scope["path"], self.body_bytes[""])
+        limit = self._limit(scope["path"])
         try:
             if (refusal := self._refusal(scope, limit)) is not None:
                 await to_response(refusal, scope["path"])(scope, receive, send_with_headers)
@@ -81,6 +82,14 @@ class Edge:
                 status=status,
                 seconds=round(time.perf_counter() - begun, 4),
             )
+
+    def _limit(self, path: str) -> int:
+        if path in self.body_bytes:
+            return self.body_bytes[path]
+        return next(
+            (limit for name, limit in self.body_bytes.items() if "*" in name and fnmatchcase(path, name)),
+            self.body_bytes[""],
+        )
 
     def _refusal(self, scope: Scope, limit: int) -> SmedjeError | None:
         """What the headers alone make impossible."""

@@ -1,5 +1,7 @@
 """A file as a streamed multipart upload, whatever dialect the route speaks. Knows the form; knows no answer's shape."""
 
+from typing import Protocol
+
 import anyio
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -49,7 +51,7 @@ async def receive_file(request: Request, project: Project) -> File:
     form = FormReader(boundary_of(request.headers.get("content-type", "")))
     upload = await run_in_threadpool(service.Upload, context(request))
     try:
-        await _receive(request, form, upload)
+        await receive_form(request, form, upload)
         return await run_in_threadpool(_finish, project, form, upload)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -57,7 +59,14 @@ async def receive_file(request: Request, project: Project) -> File:
         raise
 
 
-async def _receive(request: Request, form: FormReader, upload: service.Upload) -> None:
+class Sink(Protocol):
+    """What takes a form's file."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+
+
+async def receive_form(request: Request, form: FormReader, upload: Sink) -> None:
     """Pass the body through the form reader into the upload, about a mebibyte at a time, off the event loop."""
     waiting = bytearray()
     async for piece in request.stream():
@@ -69,7 +78,7 @@ async def _receive(request: Request, form: FormReader, upload: service.Upload) -
     form.end()
 
 
-def _pass_on(form: FormReader, upload: service.Upload, data: bytes) -> None:
+def _pass_on(form: FormReader, upload: Sink, data: bytes) -> None:
     form.write(data)
     if taken := form.take():
         upload.write(taken)

@@ -1,63 +1,124 @@
 """`smedje data`: look at a data file on this machine, without a server.
 
-Knows the validator's functions; the rules themselves are in smedje.data.
+Knows the data package's functions; the rules themselves are in smedje.data.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smedje.cli import exits
-from smedje.cli.output import JsonFlag, print_json
-from smedje.cli.report import has_errors, print_report
+from smedje.cli.data_change import import_rows, repair, split
+from smedje.cli.output import JsonFlag, note, print_json, say
+from smedje.cli.report import has_errors, print_insights, print_report
 from smedje.errors import NotFound
 
 if TYPE_CHECKING:
-    from smedje.data.report import Report
+    from smedje.chat.tokenizer import ChatTokenizer
 
-app = typer.Typer(help="Check data before it is uploaded.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Check, repair, convert and split data.", rich_markup_mode=None, no_args_is_help=True)
+app.command(name="repair")(repair)
+app.command(name="import")(import_rows)
+app.command(name="split")(split)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A chat JSON Lines file.")]
 
 
 @app.callback()
 def data() -> None:
-    """Check data before it is uploaded."""
+    """Check, repair, convert and split data before it is uploaded."""
 
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A chat JSON Lines file.")],
+    file: FileArgument,
     model: Annotated[
         str | None, typer.Option("--model", help="An installed base model: check lengths in its tokens too.")
     ] = None,
+    validation: Annotated[
+        Path | None, typer.Option("--validation", metavar="FILE", help="Look for its examples in FILE: leaks.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page too.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Report every problem with line, field, code and remedy. Exit code 1 when there are errors."""
-    from smedje.data.report import report_to_dict
-    from smedje.data.validate import validate_file
+    """Report every problem with line, field, code and remedy, and what the data is like. Exit code 1 on errors."""
+    from smedje.data.page import report_page
 
-    if not file.is_file():
-        raise NotFound(f"There is no file {file}.", code="no_such_path", param=str(file))
-    report = validate_file(file)
-    found = report_to_dict(report if model is None else _in_tokens_of(model, file, report))
+    found = _report(file, model, validation)
+    if html is not None:
+        html.write_text(report_page(found, title=file.name), encoding="utf-8")
+        note(f"wrote {html}")
     if as_json:
         print_json(found)
     else:
-        print_report(found)
+        print_report({name: value for name, value in found.items() if name != "insights"})
+        print_insights(found["insights"])
     if has_errors(found):
         raise typer.Exit(exits.FAILED)
 
 
-def _in_tokens_of(model: str, file: Path, report: "Report") -> "Report":
+@app.command()
+def show(
+    file: FileArgument,
+    row: Annotated[int, typer.Option("--row", min=1, help="The line, from 1.")],
+    model: Annotated[str, typer.Option("--model", help="An installed base model: its template and tokens.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one line as training sees it: its text with what is learnt marked, token by token with --json."""
+    import msgspec
+
+    from smedje.data.view import view_line
+
+    view = view_line(existing(file), row, _tokenizer(model))
+    if as_json:
+        print_json(msgspec.to_builtins(view))
+        return
+    for number, example in enumerate(view.examples, 1):
+        say(f"line {view.line}, example {number}: {len(example.tokens)} tokens, {example.trained} learnt")
+        pieces, learnt = [], False
+        for token in example.tokens:
+            if (token.weight > 0) is not learnt:
+                pieces.append("⟦" if token.weight > 0 else "⟧")
+                learnt = token.weight > 0
+            pieces.append(token.text)
+        say("".join(pieces) + ("⟧" if learnt else ""))
+    say("What stands in ⟦ ⟧ is learnt; the rest is context.")
+
+
+def existing(file: Path) -> Path:
+    """`file` itself. Raises NotFound when it is not there."""
+    if not file.is_file():
+        raise NotFound(f"There is no file {file}.", code="no_such_path", param=str(file))
+    return file
+
+
+def _report(file: Path, model: str | None, validation: Path | None) -> dict[str, Any]:
+    from smedje.data.insights import by_weight, find_leaks, insights_to_dict, look_at, with_token_bars
+    from smedje.data.report import report_to_dict, with_tokens
+    from smedje.data.validate import check_tokens, validate_file
+
+    report, insights = validate_file(existing(file)), look_at(file)
+    if validation is not None:
+        leaks = find_leaks(file, existing(validation))
+        insights = replace(insights, findings=by_weight([*insights.findings, *leaks]))
+    if model is not None:
+        problems, tokens = check_tokens(file, _tokenizer(model), max_tokens=_limit(model))
+        report, insights = with_tokens(report, problems, tokens), with_token_bars(insights, tokens)
+    return {**report_to_dict(report), "insights": insights_to_dict(insights)}
+
+
+def _tokenizer(model: str) -> "ChatTokenizer":
     from smedje.chat.tokenizer import load_chat_tokenizer
-    from smedje.data.report import with_tokens
-    from smedje.data.validate import check_tokens
-    from smedje.modeling.catalog import load_catalog
     from smedje.modeling.folder import installed_folder
     from smedje.settings import load_settings
 
-    tokenizer = load_chat_tokenizer(installed_folder(load_settings().home, model))
+    return load_chat_tokenizer(installed_folder(load_settings().home, model))
+
+
+def _limit(model: str) -> int | None:
+    from smedje.modeling.catalog import load_catalog
+
     entry = load_catalog().get(model)
-    limit = entry.defaults.max_tokens_per_example if entry else None
-    problems, tokens = check_tokens(file, tokenizer, max_tokens=limit)
-    return with_tokens(report, problems, tokens)
+    return entry.defaults.max_tokens_per_example if entry else None

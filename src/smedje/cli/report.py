@@ -1,11 +1,13 @@
 """A data report as text. Knows the report's JSON shape; knows nothing of how problems are found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from smedje.cli.output import print_table, say
 
 SHOWN = 20
+SHOWN_LINES = 6
+LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 def print_report(report: Mapping[str, Any], *, shown: int = SHOWN) -> None:
@@ -44,3 +46,29 @@ def _lines(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
                 yield prefix + name, f"{value:.2f}"
             case _:
                 yield prefix + name, str(value)
+
+
+def print_insights(insights: Mapping[str, Any]) -> None:
+    """The three things most worth mending, every finding, the languages and the bars of the examples' sizes."""
+    for number, advice in enumerate(insights["advice"], 1):
+        say(f"{number}. {advice}" if number > 1 else f"Most worth mending:\n1. {advice}")
+    rows = [
+        (one["code"], one["count"], ", ".join(map(str, one["lines"][:SHOWN_LINES])) or None, one["repair"])
+        for one in insights["findings"]
+    ]
+    if rows:
+        print_table(("FINDING", "EXAMPLES", "FIRST LINES", "REPAIR STEP"), rows, empty="")
+    if insights["languages"]:
+        say("languages (a guess): " + ", ".join(f"{name} {number}" for name, number in insights["languages"].items()))
+    if insights["labels"]:
+        say("answers that look like labels: " + ", ".join(f"{one} {n}" for one, n in insights["labels"].items()))
+    for name, bars in insights["histograms"].items():
+        say(f"{name} an example: {_bars(bars)}")
+
+
+def _bars(bars: Sequence[Mapping[str, int]]) -> str:
+    most = max((bar["count"] for bar in bars), default=0)
+    if not most:
+        return "none"
+    drawn = "".join(LEVELS[-(-bar["count"] * (len(LEVELS) - 1) // most)] for bar in bars)
+    return f"{bars[0]['low']} {drawn} {bars[-1]['high']}"

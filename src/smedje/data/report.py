@@ -31,12 +31,22 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram: `count` values from `low` to `high`, both included."""
+
+    low: int
+    high: int
+    count: int
+
+
+@dataclass(frozen=True)
 class TokenStatistics:
     """Tokens of the examples in one base model's tokenizer.
 
     examples: training examples after rendering; more than lines where a template needs one for each answer.
     tokens, trained_tokens: for one epoch; `tokens` is what usage counts. trained_share: trained_tokens / tokens.
     limit: most tokens an example may have, None for no limit. problem_codes: how often each problem occurs.
+    over_limit: examples above the limit. histogram: bars of tokens an example.
     """
 
     examples: int
@@ -47,6 +57,8 @@ class TokenStatistics:
     trained_tokens_per_example: Distribution | None
     limit: int | None
     problem_codes: Mapping[str, int]
+    over_limit: int = 0
+    histogram: tuple[Bar, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,18 @@ def distribution(values: Sequence[int]) -> Distribution | None:
         p90=percentile(90),
         max=ordered[-1],
     )
+
+
+def histogram(values: Sequence[int], *, bars: int = 20) -> tuple[Bar, ...]:
+    """At most `bars` bars of equal width from the least to the largest value; none when there are no values."""
+    if not values:
+        return ()
+    low, high = min(values), max(values)
+    width = max(1, -(-(high - low + 1) // bars))
+    counts = [0] * ((high - low) // width + 1)
+    for value in values:
+        counts[(value - low) // width] += 1
+    return tuple(Bar(low + place * width, low + (place + 1) * width - 1, count) for place, count in enumerate(counts))
 
 
 def _large_distribution(values: Sequence[int]) -> Distribution:

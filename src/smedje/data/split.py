@@ -22,7 +22,7 @@ def split_rows(
     wanted = validation_fraction * rows
     held: set[int] = set()
     if wanted > 0 and len(members) > 1:
-        order = sorted(members, key=lambda name: _place(seed, members[name][0]))
+        order = sorted(members, key=lambda name: place_of(seed, members[name][0]))
         for name in order:
             if len(held) + len(members[name]) <= wanted:
                 held.update(members[name])
@@ -31,5 +31,6 @@ def split_rows(
     return [row for row in range(rows) if row not in held], sorted(held)
 
 
-def _place(seed: int, row: int) -> bytes:
+def place_of(seed: int, row: int) -> bytes:
+    """Where row `row` stands among the others: BLAKE2b-64 of "split:seed:row"."""
     return blake2b(f"split:{seed}:{row}".encode(), digest_size=8).digest()

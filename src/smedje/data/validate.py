@@ -17,7 +17,7 @@ from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.halves import find_copies, scan_file, worthwhile_processes
 from smedje.data.parse import blank_line, parse_lines
 from smedje.data.problems import Problem, ProblemLog, problem_from
-from smedje.data.report import Report, Statistics, TokenStatistics, distribution
+from smedje.data.report import Report, Statistics, TokenStatistics, distribution, histogram
 from smedje.data.scan import Segment
 from smedje.errors import InvalidRequest
 
@@ -125,6 +125,8 @@ def check_tokens(
         trained_tokens_per_example=distribution(trained),
         limit=max_tokens,
         problem_codes=dict(log.counts),
+        over_limit=log.counts["example_too_long"],
+        histogram=histogram(lengths),
     )
 
 

@@ -45,6 +45,16 @@ def content_key(sha256: str) -> str:
     return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
+def insights_key(file_id: str) -> str:
+    """Where what a file is like is kept once it was asked for."""
+    return f"insights/{file_id}.json"
+
+
+def lineage_key(file_id: str) -> str:
+    """Where it is kept how a file was made from another."""
+    return f"lineage/{file_id}.json"
+
+
 def report_key(file_id: str) -> str:
     """Where a file's data report lives."""
     return f"reports/{file_id}.json"

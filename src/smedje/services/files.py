@@ -17,12 +17,14 @@ import msgspec
 from smedje.data.preference import is_preference_file, validate_preferences
 from smedje.data.report import Report, report_to_json
 from smedje.data.validate import validate_file
-from smedje.domain.files import File, FilePurpose, FileStatus, content_key, report_key
+from smedje.domain.files import File, FilePurpose, FileStatus, content_key, insights_key, lineage_key, report_key
 from smedje.domain.ids import FILE, new_id
 from smedje.domain.projects import Project
+from smedje.domain.quotas import Limit
 from smedje.errors import InvalidRequest, NotFound, SmedjeError, TooLarge, Unavailable
 from smedje.services.audit import record_in
 from smedje.services.context import Context
+from smedje.services.quotas import check_room
 from smedje.store import files as store
 
 LIMIT_BYTES = 512 * 1024 * 1024
@@ -43,7 +45,7 @@ class FileForm:
     lifetime: int | None = None
 
 
-class _Abandoned(Exception):
+class Abandoned(Exception):
     """Ends the object's writer without keeping what it wrote."""
 
 
@@ -70,7 +72,7 @@ class Upload:
 
     def abort(self) -> None:
         """Drop everything. Harmless after `finish`."""
-        self._open.__exit__(_Abandoned, _Abandoned(), None)
+        self._open.__exit__(Abandoned, Abandoned(), None)
         if self._landed:
             self._ctx.objects.delete(self._key)
 
@@ -156,12 +158,15 @@ def delete_file(ctx: Context, project: Project, file_id: str) -> None:
         if not store.digest_in_use(tx, file.sha256):
             ctx.objects.delete(content_key(file.sha256))
         record_in(ctx, tx, "file.deleted", project.id, file.id)
-    ctx.objects.delete(report_key(file.id))
+    for key in (report_key(file.id), insights_key(file.id), lineage_key(file.id)):
+        ctx.objects.delete(key)
 
 
 def sweep(ctx: Context) -> int:
     """Remove what broken uploads left behind; for start-up, before requests come. Returns how many objects."""
     left = ctx.objects.list(INCOMING.rstrip("/"))
+    # A server that died while it joined an upload's parts left its mark; the parts are whole and can be joined again.
+    left += [found for found in ctx.objects.list("uploads") if found.key.endswith("/completing")]
     for found in left:
         ctx.objects.delete(found.key)
     return len(left) + ctx.objects.sweep(older_than_seconds=0)
@@ -261,6 +266,7 @@ def _insert(ctx: Context, file: File) -> None:
         store.digest_in_use(tx, file.sha256)
         if not ctx.objects.exists(content_key(file.sha256)):
             raise Unavailable("A file with the same content was deleted at the same moment. Upload it again.")
+        check_room(ctx, tx, file.project_id, Limit.STORED_BYTES, file.bytes)
         store.insert_file(tx, file)
         record_in(ctx, tx, "file.created", file.project_id, file.id)
 

@@ -1,0 +1,326 @@
+"""What a data file is like, beyond whether it is valid: copies, contradictions, balance, languages, private data.
+
+Looks at valid examples only, at most the first LOOKED_AT of them. Knows texts; refuses to know tokens and servers, and
+never hands on what it found, only kinds and lines.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from smedje.data.encode import conversation_digest
+from smedje.data.language import guess_language
+from smedje.data.near import NearIndex, normal
+from smedje.data.parse import ChatExample, parse_lines
+from smedje.data.personal import find_private
+from smedje.data.report import Bar, Distribution, TokenStatistics, distribution, histogram
+
+LOOKED_AT = 50_000
+SHOWN_LINES = 100
+MOST_LABELS = 50
+LONGEST_LABEL = 80
+_BOILERPLATE = re.compile(
+    r"^\W*$|^(?:n/?a|todo|tbd|none|null|test|undefined|\?+|lorem ipsum.*)\W*$|\bas an ai (?:language )?model\b"
+    r"|^i(?:'m| am) sorry,? but i (?:can(?:no|')t|am unable to)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing. lines: the first hundred, 1-based; count: all. repair: the step that mends it, if any.
+
+    weight: how much it is likely to hurt, for the order; not a probability.
+    """
+
+    code: str
+    message: str
+    remedy: str
+    count: int
+    lines: tuple[int, ...] = ()
+    repair: str | None = None
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Insights:
+    """What was seen. findings: heaviest first. languages: examples by guessed ISO 639-1 code, "?" for no guess.
+
+    labels: how often each answer stands, when the answers look like labels. private: kind of private data to examples.
+    histograms: bars of messages and characters an example, and of tokens when a base model was named.
+    """
+
+    examples: int
+    findings: tuple[Finding, ...] = ()
+    languages: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, int] | None = None
+    private: Mapping[str, int] = field(default_factory=dict)
+    characters_per_example: Distribution | None = None
+    histograms: Mapping[str, tuple[Bar, ...]] = field(default_factory=dict)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """The three things most worth mending, as sentences."""
+        return tuple(f"{found.message} {found.remedy}" for found in self.findings[:3])
+
+
+def look_at(path: Path, *, limit: int = LOOKED_AT) -> Insights:
+    """What the first `limit` valid examples of a chat file are like."""
+    look = _Look()
+    for parsed in parse_lines(path):
+        if parsed.example is not None:
+            look.take(parsed.example)
+            if look.examples >= limit:
+                break
+    return look.insights()
+
+
+def find_leaks(training: Path, validation: Path, *, limit: int = LOOKED_AT) -> tuple[Finding, ...]:
+    """Validation lines that stand in the training file too, word for word or nearly. Lines are those of validation."""
+    index, digests = NearIndex(), set()
+    for number, example in enumerate(_examples(training)):
+        digests.add(conversation_digest(example))
+        if number < limit:
+            index.add(example.line, spoken(example))
+    exact, near = [], []
+    for number, example in enumerate(_examples(validation)):
+        if conversation_digest(example) in digests:
+            exact.append(example.line)
+        elif number < limit and index.find(spoken(example)) is not None:
+            near.append(example.line)
+    remedy = "Remove them from one of the files: they make the validation loss look better than it is."
+    told = (
+        _finding("leaked_example", "{} of the validation file {} in the training file", exact, remedy, weight=9),
+        _finding(
+            "nearly_leaked_example", "{} of the validation file nearly {} in the training file", near, remedy, weight=7
+        ),
+    )
+    return tuple(found for found in told if found is not None)
+
+
+def with_token_bars(insights: Insights, tokens: TokenStatistics) -> Insights:
+    """The insights with the bars of the examples' tokens, and how much is trained when that is little."""
+    findings = list(insights.findings)
+    if tokens.tokens and tokens.trained_share < 0.05:
+        share = f"Only {tokens.trained_share:.1%} of the tokens are learnt; the rest is prompt."
+        findings.append(Finding("little_is_trained", share, "Shorten the prompts.", tokens.examples, weight=3))
+    bars = {**insights.histograms, "tokens": tokens.histogram}
+    return replace(insights, findings=by_weight(findings), histograms=bars)
+
+
+def by_weight(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The heaviest first."""
+    return tuple(sorted(findings, key=lambda found: -found.weight))
+
+
+def spoken(example: ChatExample) -> str:
+    """What is said in an example, without system messages, which often are the same everywhere."""
+    return "\n".join(one.content for one in example.messages if one.content and one.role not in ("system", "developer"))
+
+
+def question(example: ChatExample) -> bytes:
+    """16 bytes that are equal for examples that ask the same: everything before the last answer, compared loosely."""
+    texts = [f"{one.role}:{' '.join((one.content or '').lower().split())}" for one in example.messages[:-1]]
+    return blake2b("\n".join(texts).encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def answer(example: ChatExample) -> str:
+    """The last message's text without white space around it."""
+    return (example.messages[-1].content or "").strip()
+
+
+def is_boilerplate(text: str) -> bool:
+    """Whether an answer says nothing: only signs, a placeholder, or a model's stock refusal."""
+    return bool(_BOILERPLATE.search(text))
+
+
+def label_counts(answers: Sequence[str]) -> dict[str, int] | None:
+    """How often each answer stands, most first, when they look like labels: few, short, and mostly repeated."""
+    counts = Counter(answers)
+    few = 2 <= len(counts) <= min(MOST_LABELS, len(answers) // 4)
+    return dict(counts.most_common()) if few and all(0 < len(one) <= LONGEST_LABEL for one in counts) else None
+
+
+def private_kinds(example: ChatExample) -> set[str]:
+    """The kinds of private data in an example."""
+    texts = [one.content for one in example.messages if one.content]
+    for message in example.messages:
+        texts += [argument for call in message.tool_calls if (argument := arguments(call))]
+    return {place.kind for text in texts for place in find_private(text)}
+
+
+def arguments(call: Mapping[str, Any]) -> str | None:
+    """The arguments of a call as text, None when they are none."""
+    found = (call.get("function") or {}).get("arguments")
+    return found if isinstance(found, str) else None
+
+
+def _examples(path: Path) -> Iterable[ChatExample]:
+    return (parsed.example for parsed in parse_lines(path) if parsed.example is not None)
+
+
+def _finding(
+    code: str, message: str, lines: Sequence[int], remedy: str, *, repair: str | None = None, weight: float
+) -> Finding | None:
+    if not lines:
+        return None
+    one = len(lines) == 1
+    text = message.format("1 example" if one else f"{len(lines)} examples", "stands" if one else "stand") + "."
+    return Finding(code, text, remedy, len(lines), tuple(lines[:SHOWN_LINES]), repair, weight)
+
+
+class _Look:
+    """Collects while the examples go by."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self._near = NearIndex()
+        self._digests: set[int] = set()
+        self._copies: list[int] = []
+        self._near_copies: list[int] = []
+        self._questions: dict[bytes, tuple[int, bytes]] = {}
+        self._contradictions: list[int] = []
+        self._without_system: list[int] = []
+        self._boilerplate: list[int] = []
+        self._private: dict[str, list[int]] = {}
+        self._languages: Counter[str] = Counter()
+        self._answers: list[str] = []
+        self._turns: list[int] = []
+        self._characters: list[int] = []
+
+    def take(self, example: ChatExample) -> None:
+        """The next example."""
+        self.examples += 1
+        text, said = spoken(example), answer(example)
+        self._turns.append(len(example.messages))
+        self._characters.append(sum(len(one.content or "") for one in example.messages))
+        self._languages[guess_language(text) or "?"] += 1
+        self._answers.append(said if len(said) <= LONGEST_LABEL else "")
+        if example.messages[0].role not in ("system", "developer"):
+            self._without_system.append(example.line)
+        if is_boilerplate(said) and not example.messages[-1].tool_calls:
+            self._boilerplate.append(example.line)
+        for kind in private_kinds(example):
+            self._private.setdefault(kind, []).append(example.line)
+        self._compare(example, text, said)
+
+    def _compare(self, example: ChatExample, text: str, said: str) -> None:
+        digest = conversation_digest(example)
+        if digest in self._digests:
+            self._copies.append(example.line)
+            return
+        self._digests.add(digest)
+        told = blake2b(normal(said), digest_size=16).digest()
+        first = self._questions.setdefault(question(example), (example.line, told))
+        if first[1] != told and not example.messages[-1].tool_calls:
+            self._contradictions.append(example.line)
+        elif self._near.add(example.line, text) is not None:
+            self._near_copies.append(example.line)
+
+    def insights(self) -> Insights:
+        """What was seen."""
+        labels = label_counts(self._answers)
+        found = [
+            *self._copy_findings(),
+            *self._private_findings(),
+            _finding(
+                "boilerplate_answer",
+                "The answers of {} say nothing or refuse",
+                self._boilerplate,
+                "Write the answer that you want, or drop them.",
+                repair="drop_boilerplate",
+                weight=5,
+            ),
+            self._mixed_system(),
+            _unbalanced(labels),
+        ]
+        return Insights(
+            examples=self.examples,
+            findings=by_weight(one for one in found if one is not None),
+            languages=dict(self._languages.most_common()),
+            labels=labels,
+            private={kind: len(lines) for kind, lines in sorted(self._private.items())},
+            characters_per_example=distribution(self._characters),
+            histograms={"messages": histogram(self._turns), "characters": histogram(self._characters)},
+        )
+
+    def _copy_findings(self) -> list[Finding | None]:
+        share = len(self._copies) / max(1, self.examples)
+        return [
+            _finding(
+                "contradictory_answer",
+                "{} ask what an earlier line asks and answer otherwise",
+                self._contradictions,
+                "Decide which answer is right; the model would learn to guess.",
+                repair="drop_contradictions",
+                weight=6,
+            ),
+            _finding(
+                "duplicate_example",
+                "{} repeat an earlier line word for word",
+                self._copies,
+                "Remove the copies: they count double.",
+                repair="drop_duplicates",
+                weight=2 + 6 * share,
+            ),
+            _finding(
+                "near_duplicate",
+                "{} nearly repeat an earlier line",
+                self._near_copies,
+                "Keep one of each, or make them differ.",
+                repair="drop_near_duplicates",
+                weight=2 + 3 * len(self._near_copies) / max(1, self.examples),
+            ),
+        ]
+
+    def _private_findings(self) -> list[Finding | None]:
+        return [
+            _finding(
+                f"private_{kind}",
+                f"{{}} hold {'an API key' if kind == 'api_key' else 'private data of the kind ' + kind}",
+                lines,
+                "The model could repeat it to others. Redact it.",
+                repair="redact",
+                weight=10 if kind == "api_key" else 8 if kind in ("card", "iban", "cpr") else 4,
+            )
+            for kind, lines in sorted(self._private.items())
+        ]
+
+    def _mixed_system(self) -> Finding | None:
+        if len(self._without_system) == self.examples:
+            return None
+        return _finding(
+            "missing_system_prompt",
+            "{} have no system prompt while others have one",
+            self._without_system,
+            "Give every example the system prompt that the model will be used with.",
+            repair="add_system_prompt",
+            weight=3,
+        )
+
+
+def _unbalanced(labels: Mapping[str, int] | None) -> Finding | None:
+    if not labels:
+        return None
+    most, fewest = max(labels.values()), min(labels.values())
+    if most <= 5 * fewest:
+        return None
+    rare = sum(number * 5 < most for number in labels.values())
+    message = (
+        f"The answers look like {len(labels)} labels; the commonest stands {most} times, the rarest {fewest} times."
+    )
+    return Finding(
+        "unbalanced_labels", message, "Add examples of the rare ones, or rebalance.", rare, (), "rebalance", 4
+    )
+
+
+def insights_to_dict(insights: Insights) -> dict[str, Any]:
+    """The insights' stable JSON shape, with the advice."""
+    body: dict[str, Any] = msgspec.to_builtins(insights)
+    return {"advice": list(insights.advice), **body}

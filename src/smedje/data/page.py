@@ -1,0 +1,134 @@
+"""A data report as one HTML file without scripts, fonts or links to anything. Knows the report's JSON shape."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+SHOWN_PROBLEMS = 200
+WIDTH, HEIGHT, GAP = 640, 140, 2
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --bar: #2f6f9f; --bad: #b3261e; --warn: #8a5a00; --good: #1b6e3c; }
+@media (prefers-color-scheme: dark) { :root { --bar: #7db7e0; --bad: #ffb4ab; --warn: #ffcf70; --good: #8fd9a8; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
+.error { color: var(--bad); } .warning { color: var(--warn); } .ok { color: var(--good); }
+.wide { overflow-x: auto; } figure { margin: 1rem 0; } rect { fill: var(--bar); } code { font-size: .9em; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
+"""
+
+
+def report_page(report: Mapping[str, Any], *, title: str) -> str:
+    """The page of a report as `smedje data check --json` prints it. title: the file's name; any text is safe."""
+    insights = report.get("insights") or {}
+    verdict = str(report["verdict"])
+    name = escape(title)
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>Data report: {name}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_STYLE}</style></head><body><main>",
+        f"<h1>Data report: {name}</h1>",
+        f'<p class="{escape(verdict)}"><strong>{escape(str(report["summary"]))}</strong></p>',
+        *_advice(insights),
+        *_charts(insights.get("histograms") or {}),
+        *_counts("Languages (a guess from script and small words)", insights.get("languages")),
+        *_counts("Answers that look like labels", insights.get("labels")),
+        *_counts("Private data, examples of each kind", insights.get("private")),
+        *_statistics(report["statistics"]),
+        *_problems(report["problems"]),
+        "</main></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _advice(insights: Mapping[str, Any]) -> Iterator[str]:
+    findings = insights.get("findings") or []
+    if not findings:
+        return
+    yield "<h2>What is most worth mending</h2><ol>"
+    for advice in insights["advice"]:
+        yield f"<li>{escape(advice)}</li>"
+    yield "</ol>"
+    rows = [(one["count"], one["message"], one["remedy"], _lines(one), one["repair"] or "") for one in findings]
+    yield from _table("All findings", ("Examples", "Finding", "What to do", "Lines", "Repair step"), rows)
+
+
+def _lines(finding: Mapping[str, Any]) -> str:
+    lines = list(finding["lines"])
+    more = " …" if finding["count"] > 12 else ""
+    return ", ".join(str(line) for line in lines[:12]) + (more if lines else "")
+
+
+def _charts(histograms: Mapping[str, Sequence[Mapping[str, int]]]) -> Iterator[str]:
+    if not any(histograms.values()):
+        return
+    yield '<h2>Sizes of the examples</h2><div class="charts">'
+    for name, bars in histograms.items():
+        if bars:
+            yield _chart(name, bars)
+    yield "</div>"
+
+
+def _chart(name: str, bars: Sequence[Mapping[str, int]]) -> str:
+    most = max(bar["count"] for bar in bars)
+    width = WIDTH / len(bars)
+    drawn = "".join(
+        f'<rect x="{place * width:.1f}" y="{HEIGHT - HEIGHT * bar["count"] / most:.1f}" width="{width - GAP:.1f}" '
+        f'height="{HEIGHT * bar["count"] / most:.1f}">'
+        f"<title>{bar['low']} to {bar['high']}: {bar['count']}</title></rect>"
+        for place, bar in enumerate(bars)
+    )
+    low, high = bars[0]["low"], bars[-1]["high"]
+    peak = max(bars, key=lambda bar: bar["count"])
+    told = f"Examples by {name}, from {low} to {high}; most, {most}, have {peak['low']} to {peak['high']}."
+    return (
+        f'<figure><svg role="img" aria-label="{escape(told)}" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%">{drawn}</svg>'
+        f"<figcaption>{escape(told)}</figcaption></figure>"
+    )
+
+
+def _counts(title: str, counts: Mapping[str, int] | None) -> Iterator[str]:
+    if counts:
+        total = sum(counts.values())
+        rows = [(name, number, f"{number / total:.1%}") for name, number in counts.items()]
+        yield from _table(title, ("", "Examples", "Share"), rows)
+
+
+def _statistics(values: Mapping[str, Any]) -> Iterator[str]:
+    rows = [(name.replace("_", " "), value) for name, value in values.items() if isinstance(value, int | float)]
+    spread = [
+        (name.replace("_", " "), *(value[key] for key in ("min", "p10", "median", "p90", "max")))
+        for name, value in {**values, **(values.get("tokens") or {})}.items()
+        if isinstance(value, Mapping) and "median" in value
+    ]
+    yield from _table("Counts", ("", ""), rows)
+    yield from _table("Distributions", ("", "least", "10 %", "median", "90 %", "most"), spread)
+
+
+def _problems(problems: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not problems:
+        return
+    keys = ("line", "path", "severity", "code", "message", "remedy")
+    rows = [tuple(problem[key] for key in keys) for problem in problems[:SHOWN_PROBLEMS]]
+    more = f", the first {SHOWN_PROBLEMS}" if len(problems) > SHOWN_PROBLEMS else ""
+    yield from _table(f"Problems{more}", ("Line", "Field", "Severity", "Code", "Problem", "What to do"), rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f'<h2>{escape(title)}</h2><div class="wide" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
+    if any(columns):
+        yield "<thead><tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in columns) + "</tr></thead>"
+    yield "<tbody>"
+    for first, *rest in rows:
+        cells = "".join(f"<td>{escape(_cell(value))}</td>" for value in rest)
+        yield f'<tr><th scope="row">{escape(_cell(first))}</th>{cells}</tr>'
+    yield "</tbody></table></div>"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

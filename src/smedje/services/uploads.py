@@ -1,0 +1,245 @@
+"""Large files in parts: created, filled in any order and in parallel, then completed into one file, or cancelled.
+
+State is objects alone, `uploads/<id>/...`: a record, and each part under its id. Knows nothing of HTTP or forms.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from smedje.domain.files import File
+from smedje.domain.ids import is_id, new_id
+from smedje.domain.projects import Project
+from smedje.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from smedje.services import files as file_service
+from smedje.services.context import Context
+
+UPLOAD = "upload_"
+PART = "part_"
+FOLDER = "uploads"
+PART_BYTES = 64 * 1024 * 1024
+LIMIT_BYTES = 8 * 1024 * 1024 * 1024
+LIFE_SECONDS = 3600
+MOST_PARTS = 10_000
+
+
+class UploadStatus(StrEnum):
+    """OpenAI's states of an upload. Only a pending one takes parts."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class UploadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One upload. bytes: what the parts must add up to. lifetime: of the file, in seconds from its making."""
+
+    id: str
+    project_id: str
+    filename: str
+    purpose: str
+    bytes: Annotated[int, msgspec.Meta(ge=1)]
+    mime_type: str
+    created_at: int
+    expires_at: int
+    status: UploadStatus = UploadStatus.PENDING
+    lifetime: int | None = None
+    file_id: str | None = None
+
+
+class UploadPart(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of an upload, whole in object storage."""
+
+    id: str
+    upload_id: str
+    created_at: int
+
+
+class PartWriter:
+    """The bytes of one part on their way in. Ends with `finish` or `abort`; an abandoned one leaves nothing."""
+
+    def __init__(self, ctx: Context, project: Project, upload_id: str) -> None:
+        """Raises NotFound for a foreign upload and Conflict for one that takes no more parts."""
+        _pending(ctx, project, upload_id)
+        self._ctx = ctx
+        self._project = project
+        self._part = UploadPart(id=new_id(PART), upload_id=upload_id, created_at=ctx.seconds())
+        self._bytes = 0
+        self._open = ExitStack()
+        self._out = self._open.enter_context(ctx.objects.writer(_part_key(upload_id, self._part.id)))
+
+    def write(self, data: bytes) -> None:
+        """Append. Raises TooLarge above 64 MiB."""
+        self._bytes += len(data)
+        if self._bytes > PART_BYTES:
+            raise TooLarge(
+                f"A part may have at most {PART_BYTES // 2**20} MiB. Send more and smaller parts.",
+                code="part_too_large",
+                param="data",
+            )
+        self._out.write(data)
+
+    def abort(self) -> None:
+        """Drop everything. Harmless after `finish`."""
+        self._open.__exit__(file_service.Abandoned, file_service.Abandoned(), None)
+
+    def finish(self) -> UploadPart:
+        """The part, whole in storage. Raises InvalidRequest for an empty one, Conflict when the upload has ended."""
+        if self._bytes == 0:
+            self.abort()
+            raise InvalidRequest("The part is empty.", code="empty_part", param="data")
+        self._open.close()
+        try:
+            _pending(self._ctx, self._project, self._part.upload_id)
+        except Conflict:
+            self._ctx.objects.delete(_part_key(self._part.upload_id, self._part.id))
+            raise
+        return self._part
+
+
+def create_upload(
+    ctx: Context, project: Project, form: file_service.FileForm, *, size: int, mime_type: str
+) -> UploadRecord:
+    """A pending upload of `size` bytes that lives for an hour. Raises InvalidRequest; TooLarge above 8 GiB."""
+    sweep_uploads(ctx)
+    if not 1 <= size <= LIMIT_BYTES:
+        raise TooLarge(
+            f"An upload may have 1 to {LIMIT_BYTES} bytes, found {size}.", code="file_too_large", param="bytes"
+        )
+    now = ctx.seconds()
+    record = UploadRecord(
+        id=new_id(UPLOAD),
+        project_id=project.id,
+        filename=file_service.clean_filename(form.filename),
+        purpose=file_service.check_purpose(form.purpose).value,
+        bytes=size,
+        mime_type=mime_type,
+        created_at=now,
+        expires_at=now + LIFE_SECONDS,
+        lifetime=None if form.lifetime is None else file_service.check_lifetime(form.lifetime),
+    )
+    _save(ctx, record)
+    return record
+
+
+def complete_upload(
+    ctx: Context, project: Project, upload_id: str, *, part_ids: Sequence[str], md5: str | None = None
+) -> tuple[UploadRecord, File]:
+    """Join the parts in the order of `part_ids` into a file, and check it like any other.
+
+    Raises InvalidRequest when a part is unknown, the sizes do not add up or the MD5 differs; the upload stays pending
+    then. Raises Conflict when it is not pending, or is being completed by another call.
+    """
+    record = _pending(ctx, project, upload_id)
+    if not part_ids or len(part_ids) > MOST_PARTS:
+        raise InvalidRequest(f"Name 1 to {MOST_PARTS} parts in part_ids.", code="invalid_parts", param="part_ids")
+    mark = f"{FOLDER}/{upload_id}/completing"
+    try:
+        ctx.objects.put(mark, b"", create_only=True)
+    except Conflict as error:
+        raise Conflict(f"{upload_id} is being completed already.", code="upload_not_pending") from error
+    try:
+        file = _join(ctx, project, record, part_ids, md5)
+        done = msgspec.structs.replace(record, status=UploadStatus.COMPLETED, file_id=file.id)
+        _save(ctx, done)
+    finally:
+        ctx.objects.delete(mark)
+    ctx.objects.delete_prefix(f"{FOLDER}/{upload_id}/parts")
+    return done, file
+
+
+def cancel_upload(ctx: Context, project: Project, upload_id: str) -> UploadRecord:
+    """End an upload; its parts go. Raises NotFound; Conflict when it is not pending."""
+    record = msgspec.structs.replace(_pending(ctx, project, upload_id), status=UploadStatus.CANCELLED)
+    _save(ctx, record)
+    ctx.objects.delete_prefix(f"{FOLDER}/{upload_id}/parts")
+    return record
+
+
+def sweep_uploads(ctx: Context) -> int:
+    """Remove uploads whose hour is over, ended ones too; returns how many."""
+    swept = 0
+    for found in ctx.objects.list(FOLDER):
+        if found.key.endswith("/record.json"):
+            record = _decode(ctx.objects.get(found.key))
+            if record.expires_at <= ctx.now():
+                ctx.objects.delete_prefix(f"{FOLDER}/{record.id}")
+                swept += 1
+    return swept
+
+
+def _join(ctx: Context, project: Project, record: UploadRecord, part_ids: Sequence[str], md5: str | None) -> File:
+    keys = [_known_part(ctx, record.id, part_id) for part_id in part_ids]
+    taking = file_service.Upload(ctx, limit=LIMIT_BYTES)
+    try:
+        digest = hashlib.md5(usedforsecurity=False)
+        for piece in _pieces(ctx, keys):
+            taking.write(piece)
+            digest.update(piece)
+        if taking.bytes != record.bytes:
+            raise InvalidRequest(
+                f"The parts add up to {taking.bytes} bytes; the upload was created for {record.bytes}.",
+                code="upload_size_mismatch",
+                param="part_ids",
+            )
+        if md5 is not None and md5.lower() != digest.hexdigest():
+            raise InvalidRequest(
+                f"The parts have the MD5 {digest.hexdigest()}, not {md5[:32]}. Name them in order, or send them anew.",
+                code="md5_mismatch",
+                param="md5",
+            )
+        form = file_service.FileForm(filename=record.filename, purpose=record.purpose, lifetime=record.lifetime)
+        return taking.finish(project, form)
+    except BaseException:
+        taking.abort()
+        raise
+
+
+def _pieces(ctx: Context, keys: Sequence[str]) -> Iterator[bytes]:
+    for key in keys:
+        yield from ctx.objects.iter_bytes(key)
+
+
+def _known_part(ctx: Context, upload_id: str, part_id: str) -> str:
+    if not is_id(part_id, PART) or not ctx.objects.exists(_part_key(upload_id, part_id)):
+        raise InvalidRequest(f"{upload_id} has no part {part_id[:60]!r}.", code="invalid_parts", param="part_ids")
+    return _part_key(upload_id, part_id)
+
+
+def _pending(ctx: Context, project: Project, upload_id: str) -> UploadRecord:
+    missing = NotFound(f"No such Upload object: {upload_id[:60]}", code="upload_not_found", param="upload_id")
+    if not is_id(upload_id, UPLOAD):
+        raise missing
+    try:
+        record = _decode(ctx.objects.get(_record_key(upload_id)))
+    except NotFound:
+        raise missing from None
+    if record.project_id != project.id:
+        raise missing
+    status = record.status
+    if status is UploadStatus.PENDING and record.expires_at <= ctx.now():
+        status = UploadStatus.EXPIRED
+    if status is not UploadStatus.PENDING:
+        raise Conflict(f"{upload_id} is {status.value}; create a new upload.", code="upload_not_pending")
+    return record
+
+
+def _decode(raw: bytes) -> UploadRecord:
+    return msgspec.json.decode(raw, type=UploadRecord)
+
+
+def _save(ctx: Context, record: UploadRecord) -> None:
+    ctx.objects.put(_record_key(record.id), msgspec.json.encode(record))
+
+
+def _record_key(upload_id: str) -> str:
+    return f"{FOLDER}/{upload_id}/record.json"
+
+
+def _part_key(upload_id: str, part_id: str) -> str:
+    return f"{FOLDER}/{upload_id}/parts/{part_id}"
