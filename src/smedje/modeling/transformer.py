@@ -78,17 +78,23 @@ class Block(nn.Module):
         hidden, heads_size = shape.hidden_size, shape.heads * shape.head_size
         qkv_size = heads_size + 2 * shape.kv_heads * shape.head_size
         self.input_norm = empty(hidden)
-        self.qkv = empty(qkv_size, hidden)
+        self.qkv: Tensor = empty(qkv_size, hidden)
         self.qkv_bias = empty_if(config.qkv_bias, qkv_size)
         self.q_norm = empty_if(config.qk_norm, shape.head_size)
         self.k_norm = empty_if(config.qk_norm, shape.head_size)
-        self.o = empty(hidden, heads_size)
+        self.o: Tensor = empty(hidden, heads_size)
         self.o_bias = empty_if(config.o_bias, hidden)
         self.post_norm = empty(hidden)
-        self.gate_up = empty(2 * inner, hidden)
+        self.gate_up: Tensor = empty(2 * inner, hidden)
         self.gate_up_bias = empty_if(config.mlp_bias, 2 * inner)
-        self.down = empty(hidden, inner)
+        self.down: Tensor = empty(hidden, inner)
         self.down_bias = empty_if(config.mlp_bias, hidden)
+
+    def pack(self) -> None:
+        """Replace the four weights by packed ones; a parameter's name must be free before a plain tensor takes it."""
+        qkv, o, gate_up, down = (packed(weight) for weight in (self.qkv, self.o, self.gate_up, self.down))
+        del self.qkv, self.o, self.gate_up, self.down
+        self.qkv, self.o, self.gate_up, self.down = qkv, o, gate_up, down
 
 
 class Decoder(nn.Module):
@@ -159,10 +165,8 @@ class Decoder(nn.Module):
         CPU in fp32 only (products.packed); elsewhere nothing changes. A tied embedding then lies in memory twice.
         """
         for block in self.blocks:
-            for name in ("qkv", "o", "gate_up", "down"):
-                plain = block.get_parameter(name)
-                delattr(block, name)
-                setattr(block, name, packed(plain))
+            assert isinstance(block, Block)
+            block.pack()
         output = self.output
         del self.output
         self.output = packed(output)
