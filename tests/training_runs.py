@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from smedje.data.preference import SPELLINGS
 from smedje.modeling.tiny_random import write_tiny_llama, write_tiny_phi3
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects, open_objects
@@ -83,3 +84,29 @@ def bench(root: Path, *, rows: int = 24, family: str = "llama") -> Bench:
         threads=1,
     )
     return Bench(root=root, objects=objects, spec=spec)
+
+
+def preference_rows(count: int, *, seed: int = 0) -> bytes:
+    """`count` preference pairs as JSONL: the better answer says words of the prompt, the other one does not."""
+    draw = random.Random(seed)
+    lines = []
+    for row in range(count):
+        words = [draw.choice(WORDS) for _ in range(draw.randint(1, 5))]
+        better, other = {"role": "assistant", "content": f"{row} " + " ".join(words)}, draw.choice(WORDS[::-1])
+        names = SPELLINGS[row % 2]
+        prompt = {"messages": [{"role": "user", "content": " ".join(words)}]}
+        line = {"input": prompt, names[0]: [better], names[1]: [{"role": "assistant", "content": f"no {other}"}]}
+        lines.append(json.dumps(line))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def labelled_rows(count: int, *, seed: int = 0) -> bytes:
+    """`count` labelled texts as JSONL in three classes of different sizes, each with words of its own."""
+    draw = random.Random(seed)
+    lines = []
+    for row in range(count):
+        group = (0, 0, 0, 1, 1, 2)[row % 6]
+        text = " ".join(draw.choice(WORDS[group * 4 : group * 4 + 4]) for _ in range(draw.randint(2, 5)))
+        body = {"text": text} if row % 2 else {"messages": [{"role": "user", "content": text}]}
+        lines.append(json.dumps({**body, "label": ("make", "care", "sign")[group]}))
+    return ("\n".join(lines) + "\n").encode()
