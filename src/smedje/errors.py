@@ -103,9 +103,15 @@ class TooLarge(SmedjeError):
 
 
 class LimitExceeded(SmedjeError):
-    """A rate limit, quota or budget stands in the way."""
+    """A rate limit, quota or budget stands in the way. retry_after: seconds, None when waiting alone cannot help."""
 
     default_code = "limit_exceeded"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message, code=code, param=param)
+        self.retry_after = retry_after
 
 
 class OutOfStorage(SmedjeError):

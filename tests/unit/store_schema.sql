@@ -51,6 +51,17 @@ CREATE TABLE members (
     CONSTRAINT uq_members_email UNIQUE (email)
 );
 
+CREATE TABLE prices (
+    seq BIGSERIAL NOT NULL,
+    valid_from BIGINT NOT NULL,
+    currency TEXT NOT NULL,
+    training_tokens BIGINT NOT NULL,
+    prompt_tokens BIGINT NOT NULL,
+    completion_tokens BIGINT NOT NULL,
+    device_hour BIGINT NOT NULL,
+    CONSTRAINT pk_prices PRIMARY KEY (seq)
+);
+
 CREATE TABLE projects (
     seq BIGSERIAL NOT NULL,
     id TEXT NOT NULL,
@@ -179,6 +190,18 @@ CREATE INDEX ix_jobs_project_id_seq ON jobs (project_id, seq);
 
 CREATE INDEX ix_jobs_status_seq ON jobs (status, seq);
 
+CREATE TABLE quotas (
+    seq BIGSERIAL NOT NULL,
+    project_id TEXT NOT NULL,
+    deployment TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    CONSTRAINT pk_quotas PRIMARY KEY (seq),
+    CONSTRAINT uq_quotas_project_id_deployment_name UNIQUE (project_id, deployment, name),
+    CONSTRAINT fk_quotas_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
 CREATE TABLE usage (
     seq BIGSERIAL NOT NULL,
     id TEXT NOT NULL,
@@ -255,6 +278,22 @@ CREATE TABLE job_events (
 );
 
 CREATE INDEX ix_job_events_job_id_seq ON job_events (job_id, seq);
+
+CREATE TABLE reservations (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    job_id TEXT,
+    tokens BIGINT NOT NULL,
+    money BIGINT NOT NULL,
+    expires_at BIGINT,
+    CONSTRAINT pk_reservations PRIMARY KEY (seq),
+    CONSTRAINT uq_reservations_id UNIQUE (id),
+    CONSTRAINT fk_reservations_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_reservations_job_id FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+
+CREATE INDEX ix_reservations_project_id_seq ON reservations (project_id, seq);
 
 CREATE TABLE runs (
     seq BIGSERIAL NOT NULL,

@@ -44,6 +44,8 @@ STATUSES: dict[type[SmedjeError], tuple[int, str]] = {
 
 # Official clients retry 409 and every 5xx by themselves; for these the same call cannot succeed a second later.
 NEVER_RETRIED = (Conflict, OutOfStorage)
+# Nor for a limit that does not mend itself within minutes.
+SPENT = "quota_exceeded"
 
 HTTP_ERRORS: dict[int, tuple[str, str]] = {
     404: ("unknown_url", "not_found_error"),
@@ -104,6 +106,11 @@ def to_response(error: SmedjeError, path: str = "") -> JSONResponse:
     headers: dict[str, str] = {}
     if isinstance(error, NEVER_RETRIED):
         headers["x-should-retry"] = "false"
+    if isinstance(error, LimitExceeded):
+        if error.retry_after is not None:
+            headers["retry-after"] = str(error.retry_after)
+        elif error.code == SPENT:
+            headers["x-should-retry"] = "false"
     if isinstance(error, AuthenticationFailed):
         headers["www-authenticate"] = "Bearer"
     status = status_of(error)[0]

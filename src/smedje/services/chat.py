@@ -22,12 +22,12 @@ from smedje.domain.projects import Principal
 from smedje.domain.usage import UsageRecord
 from smedje.errors import SmedjeError
 from smedje.modeling.folder import MANIFEST, installed_folder
+from smedje.services.admission import Admission, Admitted, ChatWork
 from smedje.services.catalog import ResolvedModel, resolve
 from smedje.services.chat_text import AnswerText, TokenText
 from smedje.services.context import Context
 from smedje.serving.engine import GenerationRequest
 from smedje.serving.supervisor import EnginePool
-from smedje.store import usage as usage_rows
 
 KEPT_TOKENIZERS = 8
 # Deltas that may wait for a slow reader; then the engine's connection fills and generation pauses.
@@ -120,6 +120,7 @@ class _Prepared:
     tokenizer: ChatTokenizer
     tokens: tuple[int, ...]
     project: str
+    admitted: Admitted
     counts: dict[int, int] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
 
@@ -130,6 +131,7 @@ class Chat:
     def __init__(self, ctx: Context, pool: EnginePool) -> None:
         self._ctx = ctx
         self._pool = pool
+        self._admission = Admission(ctx)
         self._tokenizers: dict[tuple[Path, int, date], ChatTokenizer] = {}
         self._lock = threading.Lock()
         self._warming: set[asyncio.Task[None]] = set()
@@ -173,13 +175,23 @@ class Chat:
         resolved = resolve(self._ctx, caller.project.id, request.model)
         folder = installed_folder(self._ctx.home, resolved.base_model)
         tokenizer = self.tokenizer(folder)
+        tokens = _prompt(tokenizer, request)
+        work = ChatWork(
+            project_id=caller.project.id,
+            deployment=resolved.deployment,
+            base_model=resolved.base_model,
+            prompt_tokens=len(tokens),
+            completion_tokens=None if request.max_tokens is None else request.max_tokens * request.n,
+            choices=request.n,
+        )
         return _Prepared(
             request=request,
             resolved=resolved,
             folder=folder,
             tokenizer=tokenizer,
-            tokens=_prompt(tokenizer, request),
+            tokens=tokens,
             project=caller.project.id,
+            admitted=self._admission.admit(work),
         )
 
     def tokenizer(self, folder: Path) -> ChatTokenizer:
@@ -201,24 +213,25 @@ class Chat:
                 async for delta in deltas:
                     yield delta
         finally:
-            if prepared.counts:
-                record = UsageRecord(
-                    id=new_id(USAGE),
-                    project_id=caller.project.id,
-                    key_id=caller.key_id,
-                    kind="inference",
-                    model=prepared.resolved.deployment or prepared.resolved.model,
-                    prompt_tokens=len(prepared.tokens),
-                    completion_tokens=sum(prepared.counts.values()),
-                    seconds=self._ctx.now() - begun,
-                    created_at=self._ctx.seconds(),
-                )
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self._record, record)
+            record = UsageRecord(
+                id=new_id(USAGE),
+                project_id=caller.project.id,
+                key_id=caller.key_id,
+                kind="inference",
+                model=prepared.resolved.deployment or prepared.resolved.model,
+                prompt_tokens=len(prepared.tokens),
+                completion_tokens=sum(prepared.counts.values()),
+                seconds=self._ctx.now() - begun,
+                created_at=self._ctx.seconds(),
+            )
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._record, record if prepared.counts else None, prepared.admitted)
 
-    def _record(self, record: UsageRecord) -> None:
+    def _record(self, record: UsageRecord | None, admitted: Admitted) -> None:
+        if record is None and admitted == Admitted():
+            return
         with self._ctx.database.transaction() as tx:
-            usage_rows.insert_usage(tx, record)
+            self._admission.settle(tx, admitted, record)
 
     async def _merged(self, prepared: _Prepared) -> AsyncGenerator[ChatDelta, None]:
         """The deltas of all choices, generated side by side, in the order in which they come."""

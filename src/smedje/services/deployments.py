@@ -8,10 +8,12 @@ import re
 from smedje.domain.deployments import Deployment, DeploymentStatus
 from smedje.domain.ids import DEPLOYMENT, new_id
 from smedje.domain.projects import Project
+from smedje.domain.quotas import Limit
 from smedje.errors import Conflict, InvalidRequest, NotFound
 from smedje.services.audit import record_in
 from smedje.services.catalog import installed_names, resolve_origin
 from smedje.services.context import Context
+from smedje.services.quotas import check_room
 from smedje.store import catalog as model_rows
 from smedje.store import deployments as store
 from smedje.store import jobs as job_rows
@@ -53,6 +55,7 @@ def create_deployment(ctx: Context, project: Project, *, name: str, model: str) 
             model_rows.get_model(tx, project.id, model) or job_rows.find_checkpoint(tx, project.id, model)
         ):
             raise NotFound(f"The model {model} was deleted meanwhile.", code="model_not_found", param="model")
+        check_room(ctx, tx, project.id, Limit.DEPLOYMENTS)
         store.insert_deployment(tx, deployment)
         record_in(ctx, tx, "deployment.created", project.id, deployment.id)
     return deployment

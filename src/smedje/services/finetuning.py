@@ -14,8 +14,10 @@ from smedje.domain.files import File, FilePurpose, FileStatus
 from smedje.domain.ids import JOB, new_id
 from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent, JobRequest, JobStatus, advance
 from smedje.domain.projects import Project
+from smedje.domain.quotas import Limit
 from smedje.errors import Conflict, InvalidData, InvalidRequest, NotFound
 from smedje.services import files as file_service
+from smedje.services import quotas
 from smedje.services.audit import record_in
 from smedje.services.catalog import resolve_origin, training_limits
 from smedje.services.context import Context
@@ -38,7 +40,9 @@ FEWEST_EXAMPLES = 10
 EVENTS_LOOKED_AT = 20
 
 
-def create_job(ctx: Context, project: Project, draft: JobDraft) -> FineTuningJob:
+def create_job(
+    ctx: Context, project: Project, draft: JobDraft, *, holding: quotas.Holding | None = None
+) -> FineTuningJob:
     """A new job in `validating_files`, with its first event.
 
     Raises InvalidRequest, UnsupportedField or InvalidData naming the field at fault; nothing is stored then.
@@ -53,8 +57,12 @@ def create_job(ctx: Context, project: Project, draft: JobDraft) -> FineTuningJob
         created_at=now,
     )
     with ctx.database.transaction() as tx:
+        quotas.check_room(ctx, tx, project.id, Limit.ACTIVE_JOBS)
+        quotas.check_room(ctx, tx, project.id, Limit.FINE_TUNED_MODELS)
         store.insert_job(tx, job)
         store.insert_events(tx, [job_event(job.id, now=now, message=f"Created fine-tuning job: {job.id}")])
+        if holding is not None:
+            quotas.reserve_for_job(ctx, tx, project.id, job.id, holding)
         record_in(ctx, tx, "job.created", project.id, job.id)
     return job
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 # Number of the newest migration. A test compares it with the files in migrations/versions.
-SCHEMA = "0002"
+SCHEMA = "0003"
 
 tables = MetaData(
     naming_convention={
@@ -322,5 +322,50 @@ usage = Table(
     Column("seconds", Float(53), nullable=False),
     _at("created_at"),
     Index(None, "project_id", "created_at"),
+    sqlite_autoincrement=True,
+)
+
+# No row, no limit. deployment is empty for limits of the whole project.
+quotas = Table(
+    "quotas",
+    tables,
+    _seq(),
+    _project(),
+    Column("deployment", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    _at("updated_at"),
+    UniqueConstraint("project_id", "deployment", "name"),
+    sqlite_autoincrement=True,
+)
+
+# What work that has been let in may still use up. A job's row counts while the job is unfinished, another until
+# expires_at; so a server that dies leaves nothing reserved for ever. money is in millionths.
+reservations = Table(
+    "reservations",
+    tables,
+    _seq(),
+    _id(),
+    _project(),
+    Column("job_id", Text, ForeignKey("jobs.id")),
+    Column("tokens", BigInteger, nullable=False),
+    Column("money", BigInteger, nullable=False),
+    _at("expires_at", nullable=True),
+    Index(None, "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Each row holds from valid_from until the next one's. Prices are millionths of the currency, for a million tokens
+# or for an hour.
+prices = Table(
+    "prices",
+    tables,
+    _seq(),
+    _at("valid_from"),
+    Column("currency", Text, nullable=False),
+    Column("training_tokens", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("device_hour", BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )

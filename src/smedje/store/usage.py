@@ -1,11 +1,14 @@
 """Queries for metered usage: facts are appended, sums are read."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, func, insert, select
 
 from smedje.domain.usage import UsageRecord
 from smedje.store.tables import usage
+
+DAY = 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,4 +49,51 @@ def sum_usage(tx: Connection, project_id: str, since: int, until: int) -> list[U
             seconds=float(seconds),
         )
         for kind, model, records, prompt, completion, trained, seconds in rows
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageSlice:
+    """Sums of one day, project, key, kind and model. day: its first second."""
+
+    day: int
+    project_id: str
+    key_id: str | None
+    records: int
+    total: UsageRecord
+
+
+def slice_usage(tx: Connection, project_ids: Sequence[str], since: int, until: int) -> list[UsageSlice]:
+    """Usage from `since` up to but not including `until`, oldest day first, in the finest parts that are told."""
+    day = (usage.c.created_at - usage.c.created_at % DAY).label("day")
+    parts = (day, usage.c.project_id, usage.c.key_id, usage.c.kind, usage.c.model)
+    sums = [
+        func.sum(usage.c[name]).label(name)
+        for name in ("prompt_tokens", "completion_tokens", "trained_tokens", "seconds")
+    ]
+    query = (
+        select(*parts, func.count().label("records"), *sums)
+        .where(usage.c.project_id.in_(project_ids), usage.c.created_at >= since, usage.c.created_at < until)
+        .group_by(*parts)
+        .order_by(*parts)
+    )
+    return [
+        UsageSlice(
+            day=int(row.day),
+            project_id=row.project_id,
+            key_id=row.key_id,
+            records=row.records,
+            total=UsageRecord(
+                id="",
+                project_id=row.project_id,
+                key_id=row.key_id,
+                kind=row.kind,
+                model=row.model,
+                prompt_tokens=int(row.prompt_tokens),
+                completion_tokens=int(row.completion_tokens),
+                trained_tokens=int(row.trained_tokens),
+                seconds=float(row.seconds),
+            ),
+        )
+        for row in tx.execute(query)
     ]

@@ -18,7 +18,7 @@ from smedje.api.uploads import MULTIPART_SCHEMA, receive_file
 from smedje.domain.files import File
 from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent, JobStatus
 from smedje.errors import InvalidRequest
-from smedje.services import catalog, files, finetuning
+from smedje.services import admission, catalog, files, finetuning
 from smedje.services.job_request import HYPERPARAMETERS, JobDraft
 
 FILES = "/openai/files"
@@ -167,7 +167,7 @@ def get_content(caller: CanReadFiles, ctx: Using, file_id: str) -> StreamingResp
 @router.post(JOBS, status_code=201)
 def create_job(caller: CanWriteJobs, ctx: Using, response: Response, body: AzureJobBody) -> AzureJob:
     """Create a job."""
-    made = _job(finetuning.create_job(ctx, caller.project, _draft(body)))
+    made = _job(admission.create_job(ctx, caller.project, _draft(body)))
     response.headers["location"] = f"{JOBS}/{made.id}"
     return made
 

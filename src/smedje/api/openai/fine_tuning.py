@@ -11,6 +11,7 @@ from smedje.api.paging import Page, page, refuse_unknown_query
 from smedje.api.state import Using
 from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent
 from smedje.errors import InvalidRequest, UnsupportedField
+from smedje.services import admission
 from smedje.services import finetuning as service
 from smedje.services.job_request import HYPERPARAMETERS, JobDraft
 
@@ -208,7 +209,7 @@ def to_checkpoint(checkpoint: Checkpoint) -> CheckpointObject:
 @router.post("")
 def create_job(caller: CanWriteJobs, ctx: Using, body: FineTuningJobBody) -> FineTuningJobObject:
     """Create a job. It is checked further, queued and run in the background."""
-    return to_object(service.create_job(ctx, caller.project, to_draft(body)))
+    return to_object(admission.create_job(ctx, caller.project, to_draft(body)))
 
 
 @router.get("")
