@@ -18,6 +18,7 @@ from smedje.api.management import (
     hubs,
     keys,
     members,
+    model_files,
     projects,
     quotas,
     reports,
@@ -59,6 +60,7 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         deployments,
         catalog,
         estimate,
+        model_files,
         reports,
     ):
         app.include_router(part.router)

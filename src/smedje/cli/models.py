@@ -10,9 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from smedje.cli.export import export
 from smedje.cli.output import JsonFlag, note, print_fields, print_json, print_json_line, print_table, say, size, when
 
 app = typer.Typer(help="Find, install and remove models.", rich_markup_mode=None, no_args_is_help=True)
+
+app.command()(export)
 
 FINE_TUNED = "ft:"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A base model's name, or ft:... for a fine-tuned model.")]
