@@ -215,4 +215,6 @@ def test_an_estimate_learns_from_finished_jobs(ctx: Context, project: Project, j
     learnt = estimate.estimate(ctx, project, draft)
     assert learnt.seconds == pytest.approx(estimate.START_SECONDS + learnt.trained_tokens * 0.5, abs=0.1)
     assert learnt.basis == f"the job on {TINY} that finished in this project in the last 30 days"
-    assert replace(learnt, seconds=guess.seconds, tokens_per_second=guess.tokens_per_second, basis=guess.basis) == guess
+    assert learnt.seconds_low < learnt.seconds < learnt.seconds_high
+    timed = ("seconds", "seconds_low", "seconds_high", "tokens_per_second", "basis")
+    assert replace(learnt, **{name: getattr(guess, name) for name in timed}) == guess

@@ -1,73 +1,69 @@
-"""What a job would take, before it is created: tokens, steps, time, memory, disk. Says what each guess rests on.
+"""What a job would take, before it is created, and how the guess compared with the job afterwards.
 
-Counts are exact, because the job would count the same way. Time is a guess from earlier jobs or from arithmetic.
+Counts are exact, because the job would count the same way. The prediction itself is made in `prediction`.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import psutil
+import msgspec
 
 from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.data.preference import check_pair_tokens
 from smedje.data.report import TokenStatistics
-from smedje.data.split import split_rows
 from smedje.data.validate import check_tokens
 from smedje.domain.ids import JOB, new_id
 from smedje.domain.jobs import FineTuningJob, JobStatus
 from smedje.domain.projects import Project
 from smedje.errors import InvalidData, NotFound
-from smedje.modeling.catalog import find_base_model
-from smedje.modeling.config import read_decoder_config
 from smedje.modeling.folder import installed_folder
+from smedje.objects.run_folder import RunFolder
 from smedje.services import files as file_service
 from smedje.services.catalog import resolve_origin
 from smedje.services.context import Context
-from smedje.services.finetuning import check_draft
+from smedje.services.finetuning import check_draft, get_job
 from smedje.services.job_request import JobDraft
-from smedje.services.preflight import predicted_memory
+from smedje.services.prediction import START_SECONDS, Estimate, predict, prediction_key
 from smedje.services.training_spec import build_spec, max_tokens
-from smedje.store import usage as usage_rows
-from smedje.training.memory import adapter_parameters, weight_parameters
-from smedje.training.resolve import Plan, resolve_plan
-from smedje.training.spec import TrainingSpec
+from smedje.store import runs as run_rows
 
-# LoRA costs about 4 floating-point operations a weight and token: forward, and backward through the activations.
-OPERATIONS_PER_WEIGHT = 4
-# What one core sustains in fp32 with AVX2, of a peak of about 75e9; measured with the product's own training loop.
-OPERATIONS_PER_CORE_SECOND = 45e9
-# A worker imports its libraries and loads the base model before the first step.
-START_SECONDS = 5.0
-LEARNT_SECONDS = 30 * 24 * 3600
+__all__ = ["START_SECONDS", "Comparison", "Estimate", "compare", "estimate"]
+
 SHOWN_PROBLEMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A prediction. Tokens are real tokens of the base model's tokenizer, without padding.
+class Comparison:
+    """What was predicted for a job when it was checked, and what it then took; null where it is not known (yet).
 
-    rows, validation_rows: examples after the split. trained_tokens: all tokens of the training rows over all epochs, as
-    the job and usage count them. labelled_tokens: those of them that are learnt. seconds: without waiting in the queue.
-    memory_bytes: peak of the training process. disk_bytes: checkpoints. fits: whether the machine has the memory.
-    basis: what `seconds` rests on, in words.
+    seconds: of the worker, all attempts of the job that ended with a result. memory_bytes: its peak.
     """
 
-    rows: int
-    validation_rows: int
-    trained_tokens: int
-    labelled_tokens: int
-    n_epochs: int
-    batch_size: int
-    learning_rate: float
-    steps: int
-    seconds: float
-    tokens_per_second: float
-    memory_bytes: int
-    disk_bytes: int
-    fits: bool
-    basis: str
+    job_id: str
+    predicted: dict[str, Any] | None
+    trained_tokens: int | None
+    seconds: float | None
+    memory_bytes: int | None
+
+
+def compare(ctx: Context, project: Project, job_id: str) -> Comparison:
+    """Predicted against actual. Raises NotFound for a job that is not this project's."""
+    job = get_job(ctx, project, job_id)
+    try:
+        predicted = msgspec.json.decode(ctx.objects.get(prediction_key(job.id)), type=dict[str, Any])
+    except NotFound:
+        predicted = None
+    with ctx.database.transaction() as tx:
+        runs = run_rows.list_runs(tx, job.id)
+    results = [RunFolder(ctx.objects, run.id).read_result() for run in runs]
+    told = [result.data for result in results if result is not None and result.data]
+    return Comparison(
+        job_id=job.id,
+        predicted=predicted,
+        trained_tokens=job.trained_tokens,
+        seconds=round(sum(float(one.get("seconds", 0)) for one in told), 1) if told else None,
+        memory_bytes=max((int(one.get("peak_memory_bytes", 0)) for one in told), default=None),
+    )
 
 
 def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
@@ -85,33 +81,10 @@ def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
     )
     spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
     found = _tokens(ctx, project, job, "training_file", request.training_file)
-    rows, held_out = found.examples, 0
+    held_out = 0
     if request.validation_file is not None:
         held_out = _tokens(ctx, project, job, "validation_file", request.validation_file).examples
-    elif spec.data.validation_fraction > 0:
-        chosen, held = split_rows(found.examples, seed=spec.seed, validation_fraction=spec.data.validation_fraction)
-        rows, held_out = len(chosen), len(held)
-    plan = resolve_plan(rows, spec)
-    passes = plan.total_steps / plan.steps_per_epoch * rows / max(1, found.examples)
-    tokens = round(found.tokens * passes)
-    seconds, basis = _seconds(ctx, project, spec, tokens=tokens)
-    memory = predicted_memory(spec)
-    return Estimate(
-        rows=rows,
-        validation_rows=held_out,
-        trained_tokens=tokens,
-        labelled_tokens=round(found.trained_tokens * passes),
-        n_epochs=plan.n_epochs,
-        batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate,
-        steps=plan.total_steps,
-        seconds=round(START_SECONDS + seconds, 1),
-        tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
-        memory_bytes=memory,
-        disk_bytes=_disk(spec, plan),
-        fits=memory <= psutil.virtual_memory().total and _disk(spec, plan) <= shutil.disk_usage(ctx.home).free,
-        basis=basis,
-    )
+    return predict(ctx, project.id, spec, found, held_out=held_out)
 
 
 def _tokens(ctx: Context, project: Project, job: FineTuningJob, param: str, file_id: str) -> TokenStatistics:
@@ -125,35 +98,3 @@ def _tokens(ctx: Context, project: Project, job: FineTuningJob, param: str, file
         more = f" And {len(errors) - SHOWN_PROBLEMS} more." if len(errors) > SHOWN_PROBLEMS else ""
         raise InvalidData(f"{param}: {file.id}: {shown}{more}", code=errors[0].code, param=param)
     return found
-
-
-def _seconds(ctx: Context, project: Project, spec: TrainingSpec, *, tokens: int) -> tuple[float, str]:
-    """Predicted seconds and what they rest on: this project's own jobs on the base model, or arithmetic."""
-    now = ctx.seconds()
-    with ctx.database.transaction() as tx:
-        totals = usage_rows.sum_usage(tx, project.id, now - LEARNT_SECONDS, now + 1)
-    for total in totals:
-        if total.kind == "training" and total.model == spec.base_model and total.trained_tokens and total.seconds:
-            counted = "the job" if total.records == 1 else f"the {total.records} jobs"
-            basis = f"{counted} on {spec.base_model} that finished in this project in the last 30 days"
-            return tokens * total.seconds / total.trained_tokens, basis
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    work = tokens * OPERATIONS_PER_WEIGHT * _parameters(spec)
-    basis = (
-        f"arithmetic for {cores} CPU cores: no job on {spec.base_model} has finished in this project yet, "
-        "so it may be wrong by a factor of two"
-    )
-    return work / (OPERATIONS_PER_CORE_SECOND * cores), basis
-
-
-def _parameters(spec: TrainingSpec) -> int:
-    try:
-        return find_base_model(spec.base_model).parameters
-    except NotFound:
-        return weight_parameters(read_decoder_config(Path(spec.base_folder)))
-
-
-def _disk(spec: TrainingSpec, plan: Plan) -> int:
-    """One adapter an epoch in fp32, and the two saved states with weights and moments."""
-    adapter = 4 * adapter_parameters(read_decoder_config(Path(spec.base_folder)), spec.lora.rank)
-    return adapter * (plan.n_epochs + 2 * 3)

@@ -3,25 +3,28 @@
 Reads files and tokenizers; changes no row. The scheduler runs it beside its loop, because tokenising can take seconds.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.data.preference import check_pair_tokens
 from smedje.data.problems import Problem
+from smedje.data.report import TokenStatistics
 from smedje.data.validate import check_tokens
 from smedje.domain.files import content_key
 from smedje.domain.jobs import FineTuningJob, JobError
 from smedje.errors import SmedjeError
-from smedje.modeling.catalog import find_base_model
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_folder
 from smedje.services.context import Context
+from smedje.services.prediction import predict, predicted_memory, prediction_key, propose
 from smedje.services.training_spec import Origin, build_spec, max_tokens
 from smedje.store import files as file_rows
-from smedje.training.memory import predicted_bytes
 from smedje.training.spec import TrainingSpec
 
 SHOWN_PROBLEMS = 3
@@ -36,6 +39,7 @@ class Checked:
 
 def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | JobError:
     """Check the job's data and its need of memory. A JobError says which lines, or how much memory."""
+    counted: dict[str, TokenStatistics] = {}
     try:
         tokenizer = load_chat_tokenizer(installed_folder(ctx.home, origin.base_model))
         for param, file_id in (
@@ -50,13 +54,16 @@ def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | Job
                 return JobError(code="file_not_found", message=f"The file {file_id} was deleted.", param=param)
             path = ctx.objects.local_path(content_key(file.sha256), ctx.home / "cache")
             check = check_pair_tokens if job.request.method == "dpo" else check_tokens
-            problems, _ = check(path, tokenizer, max_tokens=max_tokens(job))
+            problems, counted[param] = check(path, tokenizer, max_tokens=max_tokens(job))
             if errors := [p for p in problems if p.severity == "error"]:
                 return _data_error(errors, param, file_id)
         spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
     except SmedjeError as problem:
         return JobError(code=problem.code, message=problem.message, param=problem.param)
-    return _too_long_for_serving(spec) or _memory(spec)
+    found = _too_long_for_serving(spec) or _memory(ctx, spec)
+    if isinstance(found, Checked):
+        _remember(ctx, job, spec, counted)
+    return found
 
 
 def _data_error(errors: list[Problem], param: str, file_id: str) -> JobError:
@@ -66,7 +73,15 @@ def _data_error(errors: list[Problem], param: str, file_id: str) -> JobError:
     return JobError(code=errors[0].code, message=f"{file_id}: {shown}{rest}", param=param)
 
 
-def _memory(spec: TrainingSpec) -> Checked | JobError:
+def _remember(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Mapping[str, TokenStatistics]) -> None:
+    """Keep what is predicted, to be compared with what the job takes. A job does not fail for want of it."""
+    held_out = counted["validation_file"].examples if "validation_file" in counted else 0
+    with suppress(SmedjeError):
+        guess = predict(ctx, job.project_id, spec, counted["training_file"], held_out=held_out)
+        ctx.objects.put(prediction_key(job.id), msgspec.json.encode(guess))
+
+
+def _memory(ctx: Context, spec: TrainingSpec) -> Checked | JobError:
     need = predicted_memory(spec)
     total = psutil.virtual_memory().total
     if need > total:
@@ -74,7 +89,8 @@ def _memory(spec: TrainingSpec) -> Checked | JobError:
             code="insufficient_memory",
             message=(
                 f"Training {spec.base_model} needs about {need / 2**30:.1f} GiB and this machine has "
-                f"{total / 2**30:.1f} GiB. Choose a smaller base model or a smaller max_tokens_per_example."
+                f"{total / 2**30:.1f} GiB. "
+                + (propose(ctx, spec) or "Choose a smaller base model or a smaller max_tokens_per_example.")
             ),
             param="model",
         )
@@ -97,11 +113,3 @@ def _too_long_for_serving(spec: TrainingSpec) -> JobError | None:
         ),
         param="smedje.max_tokens_per_example",
     )
-
-
-def predicted_memory(spec: TrainingSpec) -> int:
-    """Peak resident bytes that a run should need: from shapes, or from the catalog for other architectures."""
-    folder = Path(spec.base_folder)
-    if why_not_owned(read_raw_config(folder)) is None:
-        return predicted_bytes(read_decoder_config(folder), spec)
-    return find_base_model(spec.base_model).memory_training_bytes

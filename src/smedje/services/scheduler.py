@@ -18,7 +18,8 @@ from smedje.executors.base import Executor
 from smedje.objects.run_folder import RunFolder
 from smedje.services.catalog import resolve_origin
 from smedje.services.context import Context
-from smedje.services.preflight import Checked, check_job, predicted_memory
+from smedje.services.prediction import predicted_memory
+from smedje.services.preflight import Checked, check_job
 from smedje.services.run_events import job_event, record_success, take_in
 from smedje.services.training_spec import build_spec
 from smedje.store import jobs as job_rows

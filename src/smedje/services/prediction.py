@@ -1,0 +1,214 @@
+"""From counted tokens to a prediction: steps, time with its error bar, memory, disk, and what would fit instead.
+
+Time is learnt from the jobs that finished on this machine, or is arithmetic. Knows specs and counts; reads no file.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from msgspec.structs import replace
+
+from smedje.data.report import TokenStatistics
+from smedje.data.split import split_rows
+from smedje.domain.jobs import JobStatus
+from smedje.errors import NotFound
+from smedje.modeling.catalog import find_base_model, load_catalog
+from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
+from smedje.modeling.folder import installed_models
+from smedje.services.context import Context
+from smedje.store import jobs as job_rows
+from smedje.store import usage as usage_rows
+from smedje.training.memory import adapter_parameters, predicted_bytes, weight_parameters
+from smedje.training.resolve import Plan, resolve_plan
+from smedje.training.spec import TrainingSpec
+
+# LoRA costs about 4 floating-point operations a weight and token: forward, and backward through the activations.
+OPERATIONS_PER_WEIGHT = 4
+# What one core sustains in fp32 with AVX2, of a peak of about 75e9; measured with the product's own training loop.
+OPERATIONS_PER_CORE_SECOND = 45e9
+# A worker imports its libraries and loads the base model before the first step.
+START_SECONDS = 5.0
+LEARNT_SECONDS = 30 * 24 * 3600
+LEARNT_JOBS = 200
+# Fewer finished jobs than this say too little of how much their pace differs.
+FEWEST_JOBS = 3
+FACTOR_LEARNT, FACTOR_ARITHMETIC = 1.5, 2.0
+SHORTEST_LIMIT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A prediction. Tokens are real tokens of the base model's tokenizer, without padding.
+
+    rows, validation_rows: examples after the split. trained_tokens: all tokens of the training rows over all epochs, as
+    the job and usage count them. labelled_tokens: those of them that are learnt. seconds: without waiting in the queue.
+    seconds_low, seconds_high: the error bar of `seconds`, as wide as finished jobs differ in pace.
+    memory_bytes: peak of the training process. disk_bytes: checkpoints. fits: whether the machine has the memory.
+    basis: what `seconds` rests on, in words. proposal: what would fit, None when this fits or nothing does.
+    """
+
+    rows: int
+    validation_rows: int
+    trained_tokens: int
+    labelled_tokens: int
+    n_epochs: int
+    batch_size: int
+    learning_rate: float
+    steps: int
+    seconds: float
+    seconds_low: float
+    seconds_high: float
+    tokens_per_second: float
+    memory_bytes: int
+    disk_bytes: int
+    fits: bool
+    basis: str
+    proposal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds for one token, with how far finished jobs lie below and above it as factors, and what it rests on."""
+
+    seconds: float
+    low: float
+    high: float
+    basis: str
+
+
+def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: TokenStatistics, *, held_out: int) -> Estimate:
+    """The prediction of a run. found: tokens of the training file. held_out: rows of a validation file, 0 for none."""
+    rows = found.examples
+    if held_out == 0 and spec.data.validation_fraction > 0:
+        chosen, held = split_rows(rows, seed=spec.seed, validation_fraction=spec.data.validation_fraction)
+        rows, held_out = len(chosen), len(held)
+    plan = resolve_plan(rows, spec)
+    passes = plan.total_steps / plan.steps_per_epoch * rows / max(1, found.examples)
+    tokens = round(found.tokens * passes)
+    pace = _pace(ctx, project_id, spec)
+    seconds = tokens * pace.seconds
+    memory, disk = predicted_memory(spec), _disk(spec, plan)
+    fits = memory <= psutil.virtual_memory().total
+    return Estimate(
+        rows=rows,
+        validation_rows=held_out,
+        trained_tokens=tokens,
+        labelled_tokens=round(found.trained_tokens * passes),
+        n_epochs=plan.n_epochs,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        steps=plan.total_steps,
+        seconds=round(START_SECONDS + seconds, 1),
+        seconds_low=round(START_SECONDS + seconds * pace.low, 1),
+        seconds_high=round(START_SECONDS + seconds * pace.high, 1),
+        tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
+        memory_bytes=memory,
+        disk_bytes=disk,
+        fits=fits and disk <= shutil.disk_usage(ctx.home).free,
+        basis=pace.basis,
+        proposal=None if fits else propose(ctx, spec, longest=_longest(found)),
+    )
+
+
+def propose(ctx: Context, spec: TrainingSpec, *, longest: int = 0, memory_bytes: int | None = None) -> str | None:
+    """The nearest change with which `spec` fits into the machine's memory, as a sentence; None when there is none.
+
+    longest: tokens of the longest example, below which no limit is proposed. memory_bytes: None for this machine's.
+    """
+    room = psutil.virtual_memory().total if memory_bytes is None else memory_bytes
+    limit = max(spec.data.max_tokens, spec.micro_batch_tokens)
+    while limit // 2 >= max(longest, SHORTEST_LIMIT):
+        limit //= 2
+        smaller = replace(
+            spec,
+            data=replace(spec.data, max_tokens=min(spec.data.max_tokens, limit)),
+            micro_batch_tokens=min(spec.micro_batch_tokens, limit),
+        )
+        need = predicted_memory(smaller)
+        if need <= room:
+            return (
+                f"With max_tokens_per_example {smaller.data.max_tokens} and micro_batch_tokens "
+                f"{smaller.micro_batch_tokens} it needs about {need / 2**30:.1f} GiB and fits."
+            )
+    catalog = load_catalog()
+    fitting = [
+        catalog[one.name]
+        for one in installed_models(ctx.home)
+        if one.name != spec.base_model and one.name in catalog and catalog[one.name].memory_training_bytes <= room
+    ]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda model: model.parameters)
+    return f"The installed base model {best.name} needs about {best.memory_training_bytes / 2**30:.1f} GiB and fits."
+
+
+def predicted_memory(spec: TrainingSpec) -> int:
+    """Peak resident bytes that a run should need: from shapes, or from the catalog for other architectures."""
+    folder = Path(spec.base_folder)
+    if why_not_owned(read_raw_config(folder)) is None:
+        return predicted_bytes(read_decoder_config(folder), spec)
+    return find_base_model(spec.base_model).memory_training_bytes
+
+
+def prediction_key(job_id: str) -> str:
+    """Where it is kept what was predicted for a job."""
+    return f"predictions/{job_id}.json"
+
+
+def _pace(ctx: Context, project_id: str, spec: TrainingSpec) -> Pace:
+    """This project's own pace on the base model, or arithmetic."""
+    now = ctx.seconds()
+    with ctx.database.transaction() as tx:
+        totals = usage_rows.sum_usage(tx, project_id, now - LEARNT_SECONDS, now + 1)
+        jobs = job_rows.list_jobs(tx, project_id, limit=LEARNT_JOBS)
+    for total in totals:
+        if total.kind == "training" and total.model == spec.base_model and total.trained_tokens and total.seconds:
+            counted = "the job" if total.records == 1 else f"the {total.records} jobs"
+            basis = f"{counted} on {spec.base_model} that finished in this project in the last 30 days"
+            paces = [
+                (job.finished_at - job.started_at) / job.trained_tokens
+                for job in jobs
+                if job.status is JobStatus.SUCCEEDED
+                and job.request.base_model == spec.base_model
+                and job.trained_tokens
+                and job.started_at is not None
+                and job.finished_at is not None
+                and job.finished_at > max(job.started_at, now - LEARNT_SECONDS)
+            ]
+            low, high = _spread(paces)
+            return Pace(seconds=total.seconds / total.trained_tokens, low=low, high=high, basis=basis)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    work = OPERATIONS_PER_WEIGHT * _parameters(spec) / (OPERATIONS_PER_CORE_SECOND * cores)
+    basis = (
+        f"arithmetic for {cores} CPU cores: no job on {spec.base_model} has finished in this project yet, "
+        "so it may be wrong by a factor of two"
+    )
+    return Pace(seconds=work, low=1 / FACTOR_ARITHMETIC, high=FACTOR_ARITHMETIC, basis=basis)
+
+
+def _spread(paces: list[float]) -> tuple[float, float]:
+    """The slowest and fastest of finished jobs against their mean; a fixed factor when there are too few."""
+    if len(paces) < FEWEST_JOBS:
+        return 1 / FACTOR_LEARNT, FACTOR_LEARNT
+    mean = sum(paces) / len(paces)
+    return min(paces) / mean, max(paces) / mean
+
+
+def _longest(found: TokenStatistics) -> int:
+    return found.tokens_per_example.max if found.tokens_per_example else 0
+
+
+def _parameters(spec: TrainingSpec) -> int:
+    try:
+        return find_base_model(spec.base_model).parameters
+    except NotFound:
+        return weight_parameters(read_decoder_config(Path(spec.base_folder)))
+
+
+def _disk(spec: TrainingSpec, plan: Plan) -> int:
+    """One adapter an epoch in fp32, and the two saved states with weights and moments."""
+    adapter = 4 * adapter_parameters(read_decoder_config(Path(spec.base_folder)), spec.lora.rank)
+    return adapter * (plan.n_epochs + 2 * 3)
