@@ -68,6 +68,9 @@ AZURE_CODES: dict[int, str] = {
     507: "quotaExceeded",
 }
 
+# An engine that died is replaced by the next request; a second is enough to let go of the old one.
+RETRY_SECONDS = "1"
+
 SERVER_ERROR_TEXT = "Something went wrong on our side. The server's log has the details under this request id."
 
 log = structlog.get_logger("smedje.api")
@@ -111,6 +114,8 @@ def to_response(error: SmedjeError, path: str = "") -> JSONResponse:
             headers["retry-after"] = str(error.retry_after)
         elif error.code == SPENT:
             headers["x-should-retry"] = "false"
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = RETRY_SECONDS
     if isinstance(error, AuthenticationFailed):
         headers["www-authenticate"] = "Bearer"
     status = status_of(error)[0]
