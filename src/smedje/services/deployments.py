@@ -12,6 +12,7 @@ from smedje.domain.quotas import Limit
 from smedje.errors import Conflict, InvalidRequest, NotFound
 from smedje.services.audit import record_in
 from smedje.services.catalog import installed_names, resolve_origin
+from smedje.services.certificate import check_certificate
 from smedje.services.context import Context
 from smedje.services.quotas import check_room
 from smedje.store import catalog as model_rows
@@ -24,7 +25,8 @@ NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
 def create_deployment(ctx: Context, project: Project, *, name: str, model: str) -> Deployment:
     """Deploy a base model, a fine-tuned model or a checkpoint as `name`; it is `ready` when this returns.
 
-    Raises InvalidRequest for a bad name, NotFound for an unknown model, Conflict for a name that is taken.
+    Raises InvalidRequest for a bad name, NotFound for an unknown model, Conflict for a name that is taken, or a base
+    model that is not what the model was trained on (certificate_mismatch).
     """
     if not NAME.match(name):
         raise InvalidRequest(
@@ -40,6 +42,7 @@ def create_deployment(ctx: Context, project: Project, *, name: str, model: str) 
             param="name",
         )
     origin = resolve_origin(ctx, project.id, model)
+    check_certificate(ctx, origin.base_model, origin.adapter_key)
     deployment = Deployment(
         id=new_id(DEPLOYMENT),
         project_id=project.id,

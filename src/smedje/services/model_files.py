@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 from smedje.domain.jobs import Checkpoint, FineTuningJob
 from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest, NotFound
+from smedje.modeling.folder import is_complete, model_folder
+from smedje.services.certificate import check_certificate
 from smedje.services.context import Context
 from smedje.store import catalog as model_rows
 from smedje.store import files as file_rows
@@ -43,8 +45,11 @@ class _Source:
 
 
 def list_model_files(ctx: Context, project: Project, name: str) -> tuple[str, list[ModelFile]]:
-    """The base model's name; the card, then the adapter's files. Raises NotFound, InvalidRequest for a base model."""
+    """The base model's name; the card, then the adapter's files. Raises NotFound, InvalidRequest for a base model,
+    Conflict when the installed base model is not what it was trained on."""
     source = _source(ctx, project, name)
+    if is_complete(model_folder(ctx.home, source.base_model)):
+        check_certificate(ctx, source.base_model, source.key)
     sizes = {found.key.rpartition("/")[2]: found.size for found in ctx.objects.list(source.key)}
     adapter = [ModelFile(name=file, bytes=sizes[file]) for file in ADAPTER_FILES if file in sizes]
     return source.base_model, [ModelFile(name=CARD, bytes=len(_card(source))), *adapter]
