@@ -52,6 +52,15 @@ def start(client: OpenAI, *, model: str, epochs: int, train: Path, validation: P
     return job.id
 
 
+def start_old_form(client: OpenAI, *, model: str, training_file: str) -> None:
+    """The same request as code from before `method` writes it; it is queued behind the first job, so it is cancelled."""
+    job = client.fine_tuning.jobs.create(
+        model=model, training_file=training_file, hyperparameters={"n_epochs": 1, "batch_size": 4}
+    )
+    print(f"created {job.id} with top-level hyperparameters {job.hyperparameters.to_dict()}: {job.status}")
+    print(f"{job.id} {client.fine_tuning.jobs.cancel(job.id).status}")
+
+
 def watch(client: OpenAI, job_id: str) -> str:
     """Print the job's events as they come, until it ends. Returns the tuned model's name."""
     seen: set[str] = set()
@@ -143,6 +152,7 @@ def main() -> None:
     job_id = start(
         client, model=options.model, epochs=options.epochs, train=options.train, validation=options.validation
     )
+    start_old_form(client, model=options.model, training_file=client.fine_tuning.jobs.retrieve(job_id).training_file)
     tuned = watch(client, job_id)
     show_results(client, job_id)
     ask(client, tuned, system)

@@ -1,0 +1,53 @@
+"""The plain transformers + peft loop of train_cpu.py: padded batches, fp32, AdamW. The guard's reference."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """One batch, padded on the right."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        size = len(row["input_ids"])
+        ids[number, :size] = torch.tensor(row["input_ids"])
+        labels[number, :size] = torch.tensor(row["labels"])
+        mask[number, :size] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    work = Path(settings["work"])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    base = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, work / "adapter", is_trainable=True)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+    rows = json.loads((work / "ordered.json").read_text())
+    seconds, losses = [], []
+    for step in range(settings["steps"]):
+        batch = padded(rows[step * settings["batch"] : (step + 1) * settings["batch"]])
+        began = time.perf_counter()
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+        losses.append(loss.item())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path(settings["out"]).write_text(json.dumps({"seconds": seconds, "losses": losses, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""smedje's side of train_cpu.py: the product's own loop on given token ids; writes the peers' initial adapter."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from smedje.data.encode import EncodedDataset
+from smedje.modeling.adapter import save_adapter
+from smedje.modeling.config import targets_of
+from smedje.modeling.load import load_decoder
+from smedje.modeling.lora import AdapterConfig, TrainableLora
+from smedje.training.loop import Job, Rows, State, train
+from smedje.training.optimizer import make_optimizer
+from smedje.training.resolve import Plan
+from smedje.training.spec import ObjectiveSpec, OptimizerSpec, ScheduleSpec, WatchSpec
+
+
+def dataset_of(rows: list[dict[str, list[int]]]) -> EncodedDataset:
+    """Rows of ids and labels as the product keeps them."""
+    found = EncodedDataset()
+    for line, row in enumerate(rows, start=1):
+        found.tokens.extend(row["input_ids"])
+        found.weights.extend(0.0 if label < 0 else 1.0 for label in row["labels"])
+        found.offsets.append(len(found.tokens))
+        found.lines.append(line)
+        found.groups.append(line)
+    return found
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    work = Path(settings["work"])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    decoder = load_decoder(work / "base")
+    config = AdapterConfig(rank=16, alpha=32.0, targets=targets_of(decoder.slots))
+    lora = TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(0))
+    save_adapter(work / "adapter", lora.weights(), config, str(work / "base"))
+    rows = json.loads((work / "rows.json").read_text())
+    steps, batch = settings["steps"], settings["batch"]
+    dataset = dataset_of(rows[: steps * batch])
+    plan = Plan(
+        n_epochs=1,
+        batch_size=batch,
+        learning_rate=1e-4,
+        learning_rate_multiplier=1.0,
+        steps_per_epoch=steps,
+        total_steps=steps,
+        warmup_steps=0,
+        schedule=ScheduleSpec(kind="constant"),
+    )
+    job = Job(
+        plan=plan,
+        training=Rows(dataset=dataset, indices=range(len(dataset))),
+        validation=None,
+        objective=ObjectiveSpec(),
+        watch=WatchSpec(),
+        seed=0,
+        max_grad_norm=1.0,
+        micro_batch_tokens=4096,
+        share_prefixes=settings["share"],
+        device="cpu",
+    )
+    optimizer = make_optimizer(lora.parameters(), OptimizerSpec())
+    state = State(decoder=decoder, lora=lora, optimizer=optimizer)
+    records = list(train(job, state))
+    report = {
+        "seconds": [r.seconds for r in records],
+        "losses": [r.train_loss for r in records],
+        "computed": [r.computed for r in records],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    Path(settings["out"]).write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
