@@ -53,7 +53,7 @@ def start(client: OpenAI, *, model: str, epochs: int, train: Path, validation: P
 
 
 def start_old_form(client: OpenAI, *, model: str, training_file: str) -> None:
-    """The same request as code from before `method` writes it; it is queued behind the first job, so it is cancelled."""
+    """The same request as code from before `method` writes it; queued behind the first job, so cancelled here."""
     job = client.fine_tuning.jobs.create(
         model=model, training_file=training_file, hyperparameters={"n_epochs": 1, "batch_size": 4}
     )
