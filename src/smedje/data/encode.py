@@ -12,6 +12,7 @@ import msgspec
 
 from smedje.chat.template import RenderedExample, render_examples
 from smedje.chat.tokenizer import ChatTokenizer
+from smedje.data.dialogues import DialogueGroups
 from smedje.data.parse import ChatExample, read_examples
 from smedje.errors import InvalidData, InvalidRequest
 
@@ -22,8 +23,8 @@ class EncodedDataset:
 
     tokens: all ids. weights: as many numbers; weights[i] says how much predicting tokens[i] counts.
     offsets: n + 1 places; row i holds tokens[offsets[i]:offsets[i + 1]]. lines: the 1-based source line of each row.
-    groups: a number for each row, equal for rows of one line and for lines with the same conversation, so that a split
-    can keep them on one side.
+    groups: a number for each row, equal for rows of one line and for lines of one dialogue (`DialogueGroups`), so that
+    a split can keep them on one side.
     """
 
     tokens: array[int] = field(repr=False, default_factory=lambda: array("I"))
@@ -61,9 +62,10 @@ def encode_file(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Enc
     max_tokens: the most tokens an example may have; nothing is ever cut off.
     Raises InvalidData for a line that is no example, that the chat template refuses, or that is too long.
     """
-    dataset = EncodedDataset()
-    for example in read_examples(path):
-        group = conversation_digest(example)
+    dataset, dialogues = EncodedDataset(), DialogueGroups()
+    numbers: list[int] = []
+    for number, example in enumerate(read_examples(path)):
+        dialogues.add(example)
         for rendered in _render(example, tokenizer):
             if len(rendered.tokens) > max_tokens:
                 raise InvalidData(
@@ -75,7 +77,9 @@ def encode_file(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Enc
             dataset.weights.extend(weight * example.weight for weight in rendered.weights)
             dataset.offsets.append(len(dataset.tokens))
             dataset.lines.append(example.line)
-            dataset.groups.append(group)
+            numbers.append(number)
+    groups = dialogues.groups()
+    dataset.groups.extend(groups[number] for number in numbers)
     return dataset
 
 
