@@ -91,11 +91,15 @@ def test_a_role_taken_back_ends_what_its_keys_can_do(server: Server, team: dict[
 def test_the_header_picks_a_project_that_the_key_may_act_in(server: Server, team: dict[str, str]) -> None:
     """A role in the hub opens each of its projects by name; a role in one project opens no other."""
     other = server.post("/api/projects", {"name": "second", "hub": "nordic"}).json()["id"]
-    for key, status in ((team[BO], 200), (team[ADA], 403)):
+    with server.http() as http:
+        http.headers["OpenAI-Project"] = team["project"]
+        wide = http.post("/api/keys", json={"name": "wide", "member": BO, "scope": "hub"}).json()["secret"]
+    for key, status in ((wide, 200), (team[BO], 403), (team[ADA], 403)):
         with server.http(key) as http:
             assert http.get("/v1/files", headers={"OpenAI-Project": "second"}).status_code == status
             assert http.get("/v1/files", headers={"OpenAI-Project": other}).status_code == status
-    assert [p["name"] for p in server.get("/api/projects", key=team[BO]).json()["data"]] == ["support", "second"]
+    assert [p["name"] for p in server.get("/api/projects", key=wide).json()["data"]] == ["support", "second"]
+    assert [p["name"] for p in server.get("/api/projects", key=team[BO]).json()["data"]] == ["support"]
     assert [p["name"] for p in server.get("/api/projects", key=team[ADA]).json()["data"]] == ["support"]
 
 

@@ -69,12 +69,6 @@ def create_key(ctx: Context, caller: Principal, form: KeyForm) -> tuple[ApiKey, 
         role = form.role or (owner.assignment.role if owner is not None else None)
         if role is None:
             raise InvalidRequest("A key without a member needs a role.", code="missing_field", param="role")
-        if owner is not None and form.scope is not Scope.PROJECT:
-            raise InvalidRequest(
-                "A member's key reaches as far as the member's roles; leave scope out.",
-                code="conflicting_fields",
-                param="scope",
-            )
         key = replace(
             described(caller.project, secret, name=clean_text(form.name, "name"), now=now, role=role),
             expires_at=None if form.lifetime is None else now + form.lifetime,

@@ -132,10 +132,23 @@ def authenticate(ctx: Context, secret: str, *, wanted: str | None = None) -> Pri
 
 
 def _grants(tx: Connection, key: ApiKey, home: Project) -> tuple[Grant, ...]:
-    """Where a key's roles hold: its member's assignments, else its own role as far as its scope reaches."""
+    """Where a key's roles hold, never further than its scope: its member's assignments, else its own role.
+
+    A project's owner who makes a key for a member must not get into the member's other projects by it.
+    """
     if key.member_id is not None:
-        found = member_rows.assignments_of(tx, key.member_id)
-        return tuple(Grant(role=one.role, hub_id=one.hub_id, project_id=one.project_id) for one in found)
+        given = [
+            Grant(role=one.role, hub_id=one.hub_id, project_id=one.project_id)
+            for one in member_rows.assignments_of(tx, key.member_id)
+        ]
+        match key.scope:
+            case Scope.SERVER:
+                return tuple(given)
+            case Scope.HUB:
+                return tuple(grant for grant in given if grant.hub_id == home.hub_id)
+            case Scope.PROJECT:
+                here = [grant for grant in given if grant.covers(home.hub_id, home.id)]
+                return tuple(replace(grant, hub_id=home.hub_id, project_id=home.id) for grant in here)
     match key.scope:
         case Scope.SERVER:
             return (Grant(role=key.role),)
