@@ -105,3 +105,28 @@ def test_continuing_from_an_adapter_starts_where_it_ended(place: Bench, tmp_path
     key = save_checkpoint(place.objects, place.folder("run-first"), state, base_model="tiny", metrics={})
     first = place.with_spec(lora=LoraSpec(rank=4, alpha=8.0, initial=key)).train()[0][0]
     assert first.full_valid_loss == pytest.approx(records[-1].full_valid_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["flip", "digit", "empty", "other-step", "other-run"])
+def test_damaged_manifest_falls_back_too(place: Bench, damage: str) -> None:
+    """A manifest with a flipped bit or another number, an empty one, or one of another step or run does not count."""
+    folder, other = place.folder(f"run-sealed-{damage}"), place.folder(f"run-sealed-{damage}-other")
+    job, state = place.prepare()
+    for _ in islice(train(job, state), 4):
+        save_state(place.objects, folder, state)
+        save_state(place.objects, other, state)
+    key = f"{folder.state_prefix(3)}/manifest.json"
+    raw = place.objects.get(key)
+    place.objects.put(
+        key,
+        {
+            "flip": raw[:5] + bytes([raw[5] ^ 0x80]) + raw[6:],
+            "digit": raw.replace(b'"trained_tokens":', b'"trained_tokens":1'),
+            "empty": b"",
+            "other-step": place.objects.get(f"{folder.state_prefix(2)}/manifest.json"),
+            "other-run": place.objects.get(f"{other.state_prefix(3)}/manifest.json"),
+        }[damage],
+    )
+    _, again = place.prepare()
+    assert load_latest_state(place.objects, folder, again)
+    assert again.step == 2

@@ -8,6 +8,7 @@ or whose digests do not match it, does not exist as far as a reader is concerned
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 import safetensors.torch
@@ -29,7 +30,8 @@ LABELS_FILE = "classifier.json"
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a saved folder holds. files: name to SHA-256. metrics: figures of the step, for checkpoints.
 
-    best_*: the lowest full validation loss so far (None: none yet), for saved states.
+    best_*: the lowest full validation loss so far (None: none yet), for saved states. run: the run that wrote it. seal:
+    SHA-256 of the manifest itself with an empty seal, so that a flipped bit in it is noticed too.
     """
 
     step: int
@@ -39,12 +41,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     best_step: int = 0
     best_loss: float | None = None
     best_since: int = 0
+    run: str = ""
+    seal: str = ""
 
 
 def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
     for name, content in files.items():
         objects.put(f"{prefix}/{name}", content)
-    objects.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(manifest))
+    objects.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(msgspec.structs.replace(manifest, seal=_seal(manifest))))
+
+
+def _seal(manifest: Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, seal=""))).hexdigest()
+
+
+def _read_manifest(objects: Objects, folder: RunFolder, key: str) -> Manifest:
+    """Raises NotFound unless the manifest is whole, and belongs to this run and to the place where it lies."""
+    try:
+        manifest = msgspec.json.decode(objects.get(key), type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise NotFound(f"The manifest {key} is damaged.") from None
+    if manifest.seal != _seal(manifest) or manifest.run != folder.run_id:
+        raise NotFound(f"The manifest {key} is damaged, or another run's.")
+    return manifest
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -68,6 +87,7 @@ def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
         best_step=best.step,
         best_loss=best.loss if math.isfinite(best.loss) else None,
         best_since=best.since,
+        run=folder.run_id,
     )
     _publish(objects, folder.state_prefix(state.step), files, manifest)
     for step in saved_steps(objects, folder)[:-KEEP_STATES]:
@@ -79,7 +99,10 @@ def saved_steps(objects: Objects, folder: RunFolder) -> list[int]:
     steps = set()
     for info in objects.list(f"runs/{folder.run_id}/state"):
         if info.key.endswith("/" + MANIFEST):
-            steps.add(msgspec.json.decode(objects.get(info.key), type=Manifest).step)
+            with suppress(NotFound):
+                step = _read_manifest(objects, folder, info.key).step
+                if info.key == f"{folder.state_prefix(step)}/{MANIFEST}":
+                    steps.add(step)
     return sorted(steps)
 
 
@@ -89,7 +112,7 @@ def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> 
     Raises NotFound when the folder is incomplete or a digest does not match its manifest.
     """
     prefix = folder.state_prefix(step)
-    manifest = msgspec.json.decode(objects.get(f"{prefix}/{MANIFEST}"), type=Manifest)
+    manifest = _read_manifest(objects, folder, f"{prefix}/{MANIFEST}")
     raw = objects.get(f"{prefix}/{STATE_FILE}")
     if hashlib.sha256(raw).hexdigest() != manifest.files[STATE_FILE]:
         raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
@@ -138,7 +161,11 @@ def save_checkpoint(
         files[HEAD_FILE] = safetensors.torch.save({"score.weight": state.head.detach().contiguous()})
         files[LABELS_FILE] = msgspec.json.format(msgspec.json.encode({"labels": list(labels)}), indent=2)
     manifest = Manifest(
-        step=state.step, trained_tokens=state.trained_tokens, files=_digests(files), metrics=dict(metrics)
+        step=state.step,
+        trained_tokens=state.trained_tokens,
+        files=_digests(files),
+        metrics=dict(metrics),
+        run=folder.run_id,
     )
     _publish(objects, prefix, files, manifest)
     return prefix
