@@ -163,6 +163,14 @@ def test_cut_parts_leave_nothing(server: Server) -> None:
     assert done.file.bytes == len(CONTENT)
 
 
+def test_a_part_may_be_longer_than_other_bodies(server: Server) -> None:
+    """17 MiB are a part, under both prefixes' limit of 64 MiB, though no other route takes so much."""
+    upload = begin(server, 17 * 2**20)
+    part = server.client().uploads.parts.create(upload.id, data=b" " * (17 * 2**20))
+    assert part.upload_id == upload.id
+    assert server.client().uploads.cancel(upload.id).status == "cancelled"
+
+
 def upload_file(server: Server, content: bytes) -> str:
     return server.client().files.create(file=("train.jsonl", io.BytesIO(content)), purpose="fine-tune").id
 

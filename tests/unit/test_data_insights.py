@@ -120,6 +120,7 @@ def test_findings_name_lines_and_never_values(tmp_path: Path) -> None:
     }
     assert insights.findings[0].code == "private_api_key"
     assert len(insights.advice) == 3
+    assert insights.advice[0].startswith("1 example holds an API key. ")
     text = json.dumps(insights_to_dict(insights))
     assert SECRET not in text
     assert "ida@post.dk" not in text

@@ -25,6 +25,7 @@ LOOKED_AT = 50_000
 SHOWN_LINES = 100
 MOST_LABELS = 50
 LONGEST_LABEL = 80
+_VERB = re.compile(r"(\w+)\|(\w+)")
 _BOILERPLATE = re.compile(
     r"^\W*$|^(?:n/?a|todo|tbd|none|null|test|undefined|\?+|lorem ipsum.*)\W*$|\bas an ai (?:language )?model\b"
     r"|^i(?:'m| am) sorry,? but i (?:can(?:no|')t|am unable to)\b",
@@ -96,9 +97,15 @@ def find_leaks(training: Path, validation: Path, *, limit: int = LOOKED_AT) -> t
             near.append(example.line)
     remedy = "Remove them from one of the files: they make the validation loss look better than it is."
     told = (
-        _finding("leaked_example", "{} of the validation file {} in the training file", exact, remedy, weight=9),
         _finding(
-            "nearly_leaked_example", "{} of the validation file nearly {} in the training file", near, remedy, weight=7
+            "leaked_example", "{} of the validation file stands|stand in the training file", exact, remedy, weight=9
+        ),
+        _finding(
+            "nearly_leaked_example",
+            "{} of the validation file nearly stands|stand in the training file",
+            near,
+            remedy,
+            weight=7,
         ),
     )
     return tuple(found for found in told if found is not None)
@@ -171,7 +178,9 @@ def _finding(
     if not lines:
         return None
     one = len(lines) == 1
-    text = message.format("1 example" if one else f"{len(lines)} examples", "stands" if one else "stand") + "."
+    # "holds|hold": the word for one and the word for more.
+    text = _VERB.sub(lambda found: found.group(1 if one else 2), message)
+    text = text.format("1 example" if one else f"{len(lines)} examples") + "."
     return Finding(code, text, remedy, len(lines), tuple(lines[:SHOWN_LINES]), repair, weight)
 
 
@@ -231,7 +240,7 @@ class _Look:
             *self._private_findings(),
             _finding(
                 "boilerplate_answer",
-                "The answers of {} say nothing or refuse",
+                "{} says|say nothing in the answer, or refuses|refuse",
                 self._boilerplate,
                 "Write the answer that you want, or drop them.",
                 repair="drop_boilerplate",
@@ -255,7 +264,7 @@ class _Look:
         return [
             _finding(
                 "contradictory_answer",
-                "{} ask what an earlier line asks and answer otherwise",
+                "{} asks|ask what an earlier line asks and answers|answer otherwise",
                 self._contradictions,
                 "Decide which answer is right; the model would learn to guess.",
                 repair="drop_contradictions",
@@ -263,7 +272,7 @@ class _Look:
             ),
             _finding(
                 "duplicate_example",
-                "{} repeat an earlier line word for word",
+                "{} repeats|repeat an earlier line word for word",
                 self._copies,
                 "Remove the copies: they count double.",
                 repair="drop_duplicates",
@@ -271,7 +280,7 @@ class _Look:
             ),
             _finding(
                 "near_duplicate",
-                "{} nearly repeat an earlier line",
+                "{} nearly repeats|repeat an earlier line",
                 self._near_copies,
                 "Keep one of each, or make them differ.",
                 repair="drop_near_duplicates",
@@ -283,7 +292,7 @@ class _Look:
         return [
             _finding(
                 f"private_{kind}",
-                f"{{}} hold {'an API key' if kind == 'api_key' else 'private data of the kind ' + kind}",
+                f"{{}} holds|hold {'an API key' if kind == 'api_key' else 'private data of the kind ' + kind}",
                 lines,
                 "The model could repeat it to others. Redact it.",
                 repair="redact",
@@ -297,7 +306,7 @@ class _Look:
             return None
         return _finding(
             "missing_system_prompt",
-            "{} have no system prompt while others have one",
+            "{} has|have no system prompt while others have one",
             self._without_system,
             "Give every example the system prompt that the model will be used with.",
             repair="add_system_prompt",
