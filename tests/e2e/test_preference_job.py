@@ -48,6 +48,18 @@ def test_a_preference_job_from_upload_to_answer(server: ServerProcess) -> None:
             model=done.fine_tuned_model, messages=[{"role": "user", "content": "steam"}], max_tokens=4
         )
         assert answer.usage is not None
+        again = client.fine_tuning.jobs.create(
+            model=done.fine_tuned_model,
+            training_file=pairs.id,
+            method={"type": "dpo"},
+            extra_body={"smedje": {"max_steps": 2}},
+        )
+        assert finished(client, again.id).status == "succeeded"
+        zero = next(e.data for e in events(client, again.id) if e.type == "metrics")
+        assert isinstance(zero, dict)
+        assert abs(float(zero["full_valid_loss"]) - 0.6931) < 1e-3, (
+            "rewards are measured against the model it goes on from"
+        )
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ def predicted_bytes(config: DecoderConfig, spec: TrainingSpec) -> int:
     # Kept for backward, numbers per token and layer: two norms (input, scaled), q|k|v before and after rotation,
     # attention out and its log-sum-exp, gate, up, their product, and the rank-wide products of each linear.
     kept = 4 * hidden + 2 * (queries + 2 * keys) + queries + config.shape.heads + 4 * inner + 7 * spec.lora.rank
-    longest = max(spec.micro_batch_tokens, spec.data.max_tokens)
+    # A pair is never split, so a stream holds at least one answer with its prompt twice.
+    longest = max(spec.micro_batch_tokens, spec.data.max_tokens * (2 if spec.objective.kind == "dpo" else 1))
     activations = longest * (kept * config.shape.layers + 2 * hidden)
     logits = 3 * (longest // 2) * config.shape.vocab_size
     adapter = 4 * adapter_parameters(config, spec.lora.rank)
