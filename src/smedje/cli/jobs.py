@@ -6,6 +6,7 @@ Knows the fine-tuning API's paths and the request's form; knows nothing of what 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,11 +37,20 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="The job's id: ftjo
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
 
 
+class Method(StrEnum):
+    """How a job trains."""
+
+    SUPERVISED = "supervised"
+    DPO = "dpo"
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobForm:
     """What the command line says about a job to create; see `create` for the meanings."""
 
     model: str
+    method: Method
+    beta: str
     suffix: str | None
     seed: int | None
     epochs: str
@@ -56,13 +66,17 @@ class JobForm:
             "batch_size": _number("--batch-size", self.batch_size),
             "learning_rate_multiplier": _number("--learning-rate-multiplier", self.learning_rate_multiplier),
         }
+        if self.method is Method.DPO:
+            hyperparameters["beta"] = _number("--beta", self.beta)
+        elif self.beta != "auto":
+            raise typer.BadParameter("It belongs to --method dpo.", param_hint="--beta")
         body = {
             "model": self.model,
             "training_file": training_file,
             "validation_file": validation_file,
             "suffix": self.suffix,
             "seed": self.seed,
-            "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+            "method": {"type": self.method.value, self.method.value: {"hyperparameters": hyperparameters}},
             "metadata": _pairs("--metadata", self.metadata) or None,
             "smedje": {name: _value(text) for name, text in _pairs("--option", self.options).items()} or None,
         }
@@ -76,6 +90,8 @@ def create(
     validation_file: Annotated[
         str | None, typer.Option("--validation-file", help="Held-out data: a path or a file id.")
     ] = None,
+    method: Annotated[Method, typer.Option("--method", help="Chat examples, or preference pairs.")] = Method.SUPERVISED,
+    beta: Annotated[str, typer.Option("--beta", help="Of dpo: how close to stay to the start, or auto.")] = "auto",
     suffix: Annotated[str | None, typer.Option("--suffix", help="Part of the fine-tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     epochs: Annotated[str, typer.Option("--epochs", help="Passes over the data, or auto.")] = "auto",
@@ -99,6 +115,8 @@ def create(
 
     form = JobForm(
         model=model,
+        method=method,
+        beta=beta,
         suffix=suffix,
         seed=seed,
         epochs=epochs,

@@ -74,9 +74,11 @@ def metrics_line(data: Mapping[str, Any]) -> str:
     for name, label, form in (
         ("train_loss", "loss", ".4f"),
         ("train_mean_token_accuracy", "accuracy", ".3f"),
+        ("train_reward_accuracy", "pairs right", ".3f"),
         ("valid_loss", "valid loss", ".4f"),
         ("full_valid_loss", "held-out loss", ".4f"),
         ("full_valid_mean_token_accuracy", "held-out accuracy", ".3f"),
+        ("full_valid_reward_accuracy", "held-out pairs right", ".3f"),
         ("learning_rate", "lr", ".2e"),
         ("tokens_per_second", "tokens/s", ",.0f"),
     ):
