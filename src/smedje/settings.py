@@ -15,7 +15,7 @@ from smedje.errors import InvalidRequest
 
 PREFIX = "SMEDJE_"
 # Read by the command line's client side or by spawned workers, not part of Settings.
-OTHER_VARIABLES = frozenset({"SMEDJE_BASE_URL", "SMEDJE_API_KEY"})
+OTHER_VARIABLES = frozenset({"SMEDJE_BASE_URL", "SMEDJE_API_KEY", "SMEDJE_PROJECT"})
 
 
 @dataclass(frozen=True, kw_only=True)

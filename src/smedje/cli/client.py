@@ -51,12 +51,12 @@ STATUSES: dict[int, type[SmedjeError]] = {
 class Client:
     """One connection pool to one server with one key. Use it as a context manager."""
 
-    def __init__(self, base_url: str, api_key: str) -> None:
+    def __init__(self, base_url: str, api_key: str, *, project: str | None = None) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         # A proxy that the environment names must not get between this machine and itself.
         self._http = httpx2.Client(
             base_url=self.base_url,
-            headers={"authorization": f"Bearer {api_key}"},
+            headers={"authorization": f"Bearer {api_key}", **({"openai-project": project} if project else {})},
             timeout=httpx2.Timeout(600, connect=5),
             trust_env=not is_loopback(self.base_url),
         )
@@ -74,6 +74,14 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a JSON body (or none); the JSON object that comes back."""
         return self._json("POST", path, body=body)
+
+    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Put a JSON body in the place of what is at `path`; the JSON object that comes back."""
+        return self._json("PUT", path, body=body)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Change what is at `path` by a JSON body; the JSON object that comes back."""
+        return self._json("PATCH", path, body=body)
 
     def delete(self, path: str) -> dict[str, Any]:
         """Delete what is at `path`; the server's JSON answer, `{}` when it has none."""
@@ -125,7 +133,7 @@ class Client:
         query = {name: value for name, value in (params or {}).items() if value is not None}
         content = None if body is None else dict(body)
         with self._failures():
-            answer = self._http.request(method, path, params=query, json=content)
+            answer = self._http.request(method, path, params=query or None, json=content)
         return _object(answer)
 
     @contextmanager
@@ -142,7 +150,8 @@ class Client:
 def open_client() -> Client:
     """A client from the environment: SMEDJE_BASE_URL and SMEDJE_API_KEY, else the owner key on this machine.
 
-    The owner key is read for a server on this machine only, so that it is never sent anywhere else.
+    The owner key is read for a server on this machine only, so that it is never sent anywhere else. SMEDJE_PROJECT
+    names another project than the key's own to act in.
     """
     from smedje.settings import load_settings
 
@@ -159,7 +168,7 @@ def open_client() -> Client:
         key = settings.bootstrap_api_key or read_owner_key(settings.home)
     if not key:
         raise AuthenticationFailed(f"There is no API key for {base_url}.", code="missing_api_key")
-    return Client(base_url, key)
+    return Client(base_url, key, project=os.environ.get("SMEDJE_PROJECT"))
 
 
 def read_owner_key(home: Path) -> str:

@@ -13,7 +13,25 @@ from pathlib import Path
 import typer
 
 from smedje import __version__
-from smedje.cli import chat, data, demo, deployments, doctor, exits, files, jobs, models, serve
+from smedje.cli import (
+    audit,
+    chat,
+    data,
+    demo,
+    deployments,
+    doctor,
+    exits,
+    files,
+    hubs,
+    jobs,
+    keys,
+    members,
+    models,
+    projects,
+    quotas,
+    serve,
+    usage,
+)
 from smedje.errors import SmedjeError
 
 app = typer.Typer(
@@ -33,6 +51,13 @@ app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(deployments.app, name="deployments")
 app.add_typer(data.app, name="data")
+app.add_typer(hubs.app, name="hubs")
+app.add_typer(projects.app, name="projects")
+app.add_typer(members.app, name="members")
+app.add_typer(keys.app, name="keys")
+app.add_typer(quotas.app, name="quotas")
+app.command("usage")(usage.usage)
+app.add_typer(audit.app, name="audit")
 
 
 @app.callback()

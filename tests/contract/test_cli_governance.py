@@ -1,0 +1,96 @@
+"""The team's story by the command line: hub, project, roles, keys, limits, usage and audit."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.api_server import TINY, Server, chat_lines
+
+from smedje.cli.main import run
+
+ADA, BO = "ada@example.org", "bo@example.org"
+
+
+class Shell:
+    """Runs commands with a key and a project of their own."""
+
+    def __init__(self, server: Server, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._patch = patch
+        patch.setenv("SMEDJE_BASE_URL", server.url)
+        patch.setenv("SMEDJE_HOME", str(server.ctx.home))
+        self.use(server.key)
+
+    def use(self, key: str, project: str = "") -> None:
+        """Go on with this key, in this project."""
+        self._patch.setenv("SMEDJE_API_KEY", key)
+        self._patch.setenv("SMEDJE_PROJECT", project)
+
+    def json(self, *words: str) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self.text(*words, "--json"))
+
+    def text(self, *words: str, code: int = 0) -> str:
+        """What a command prints; standard error where it must fail."""
+        found = run(words)
+        out, err = self._capsys.readouterr()
+        assert found == code, err
+        return err if code else out
+
+
+@pytest.fixture
+def smedje(server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell whose environment names the server."""
+    return Shell(server, capsys, monkeypatch)
+
+
+def test_a_team_is_set_up_and_each_does_what_the_role_allows(server: Server, smedje: Shell) -> None:
+    """Hub, project, two colleagues and their keys; the developer uploads, the reader is refused in words, code 4."""
+    hub = smedje.json("hubs", "create", "forge", "--tag", "team=a")
+    assert hub["tags"] == {"team": "a"}
+    assert "forge" in smedje.text("hubs", "list")
+    assert hub["id"] in smedje.text("hubs", "get", "forge")
+    project = smedje.json("projects", "create", "bells", "--hub", "forge")["id"]
+    assert project in smedje.text("projects", "list", "--hub", "forge")
+    smedje.use(server.key, project)
+    assert "Azure AI Developer in the project" in smedje.text("members", "add", ADA, "--role", "ai_developer")
+    smedje.text("members", "add", BO, "--role", "reader")
+    assert BO in smedje.text("members", "list")
+    keys = {who: smedje.text("keys", "create", f"of {who}", "--member", who).strip() for who in (ADA, BO)}
+    file = server.upload(chat_lines(12), key=keys[ADA])
+    smedje.use(keys[BO])
+    assert file in smedje.text("files", "list")
+    assert "permission files.write" in smedje.text("files", "delete", file, code=4)
+    smedje.use(server.key, project)
+    smedje.text("members", "remove", BO)
+    smedje.use(keys[BO])
+    assert "The role here: none" in smedje.text("files", "list", code=4)
+    smedje.use(server.key, project)
+    assert "1 files" in smedje.text("projects", "delete", project, code=6)
+    assert smedje.json("projects", "archive", project)["archived_at"] is not None
+    assert smedje.json("projects", "archive", project, "--restore")["archived_at"] is None
+    assert smedje.json("projects", "get", project)["name"] == "bells"
+    smedje.use(server.key)
+    assert "bells" in smedje.text("hubs", "delete", "forge", code=6)
+
+
+def test_keys_limits_usage_and_audit(server: Server, smedje: Shell) -> None:
+    """A key turns and ends; a limit is set and taken away; usage and the log are shown, and the log is sound."""
+    made = smedje.json("keys", "create", "turning", "--role", "reader", "--days", "3", "--permission", "files.read")
+    turned = smedje.json("keys", "rotate", made["id"], "--grace-seconds", "0")
+    assert turned["secret"] not in smedje.text("keys", "list")
+    assert turned["id"] in smedje.text("keys", "list")
+    assert "revoked" in smedje.text("keys", "revoke", turned["id"])
+    assert "active_jobs" in smedje.text("quotas", "set", "active_jobs", "5")
+    assert "No limits." in smedje.text("quotas", "set", "active_jobs", "none")
+    assert "No limits." in smedje.text("quotas", "list")
+    chat = {"model": TINY, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    assert server.post("/v1/chat/completions", chat).status_code == 200
+    assert TINY in smedje.text("usage")
+    assert smedje.text("usage", "--by", "day,model", "--csv").startswith("day,project_id,model")
+    assert smedje.json("usage", "--by", "kind")["data"][0]["kind"] == "inference"
+    assert "key.revoked" in smedje.text("audit", "list")
+    assert smedje.text("audit", "verify").startswith("sound: ")
+    with server.ctx.database.transaction() as tx:
+        tx.exec_driver_sql("UPDATE audit SET action = 'key.created' WHERE action = 'key.revoked'")
+    assert run(["audit", "verify"]) == 1
