@@ -18,9 +18,11 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str | None, Field(max_length=4096)]
 
 
-class HubChange(Body):
-    """What can be said about a hub. ai_services, search: names of connections; leave them out to skip."""
+class HubBody(Body):
+    """A new hub. location: where its jobs run. ai_services, search: names of connections; leave them out to skip."""
 
+    name: Name
+    location: Name = "local"
     display_name: Text = None
     description: Text = None
     subscription: Text = None
@@ -30,17 +32,17 @@ class HubChange(Body):
     tags: dict[str, str] | None = None
 
 
-class HubBody(HubChange):
-    """A new hub. location: where its jobs run."""
-
-    name: Name
-    location: Name = "local"
-
-
-class HubUpdate(HubChange):
-    """A hub's change. archived: whether it takes no new projects."""
+class HubUpdate(Body):
+    """A hub's change: what is left out stays. archived: whether it takes no new projects."""
 
     archived: bool | None = None
+    display_name: Text = None
+    description: Text = None
+    subscription: Text = None
+    resource_group: Text = None
+    ai_services: Text = None
+    search: Text = None
+    tags: dict[str, str] | None = None
 
 
 class HubObject(BaseModel):
@@ -81,7 +83,7 @@ def to_object(hub: Hub) -> HubObject:
     return HubObject.model_validate({name: value for name, value in vars(hub).items() if name != "deleted_at"})
 
 
-def to_form(body: HubChange) -> service.HubForm:
+def to_form(body: HubBody | HubUpdate) -> service.HubForm:
     """What the body says about a hub."""
     return service.HubForm(
         display_name=body.display_name,

@@ -20,25 +20,23 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str | None, Field(max_length=4096)]
 
 
-class ProjectChange(Body):
-    """What can be said about a project."""
+class ProjectBody(Body):
+    """A new project. hub: name or id; the caller's own when left out."""
 
+    name: Name
+    hub: Annotated[str | None, Field(max_length=256)] = None
     display_name: Text = None
     description: Text = None
     tags: dict[str, str] | None = None
 
 
-class ProjectBody(ProjectChange):
-    """A new project. hub: name or id; the caller's own when left out."""
-
-    name: Name
-    hub: Annotated[str | None, Field(max_length=256)] = None
-
-
-class ProjectUpdate(ProjectChange):
-    """A project's change. archived: whether it is read-only."""
+class ProjectUpdate(Body):
+    """A project's change: what is left out stays. archived: whether it is read-only."""
 
     archived: bool | None = None
+    display_name: Text = None
+    description: Text = None
+    tags: dict[str, str] | None = None
 
 
 class ProjectObject(BaseModel):
@@ -75,7 +73,7 @@ def to_object(project: Project) -> ProjectObject:
     return ProjectObject.model_validate({name: value for name, value in vars(project).items() if name != "deleted_at"})
 
 
-def to_form(body: ProjectChange) -> service.ProjectForm:
+def to_form(body: ProjectBody | ProjectUpdate) -> service.ProjectForm:
     """What the body says about a project."""
     return service.ProjectForm(display_name=body.display_name, description=body.description, tags=body.tags)
 
