@@ -166,3 +166,15 @@ def test_projects_take_turns() -> None:
     of.add(sequence(10, [10] * 12, project="quiet"))
     assert [number for number, _, _ in step(of, room)] == [0, 10]
     assert [number for number, _, _ in step(of, room)] == [0, 10, 1]
+
+
+def test_a_long_prompt_is_cut_smaller_beside_running_completions() -> None:
+    """Alone a prompt takes the whole step; while others wait for their next token it takes the smaller share."""
+    room = cache(100 * STEP)
+    of = Scheduler(room, max_batch_tokens=40, max_sequences=3, beside_decodes=10)
+    of.add(sequence(0, [0] * 40))
+    assert step(of, room) == [(0, 0, 40)]
+    of.add(sequence(1, [1] * 40))
+    of.add(sequence(2, [2] * 40))
+    assert step(of, room) == [(0, 40, 1), (1, 0, 10)]
+    assert step(of, room) == [(0, 41, 1), (1, 10, 10)]

@@ -42,12 +42,15 @@ class Scheduler:
     A sequence is admitted when its whole prompt fits; among projects the one with the fewest running goes first. One
     whose beginning is just being computed by another waits for it. When a running sequence cannot grow, the youngest is
     preempted: its places are freed and it waits, first in line, to be computed again. The oldest always fits, so all of
-    them end.
+    them end. beside_decodes: prompt tokens of a step in which running completions wait for their next token.
     """
 
-    def __init__(self, room: Room, *, max_batch_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, room: Room, *, max_batch_tokens: int, max_sequences: int, beside_decodes: int | None = None
+    ) -> None:
         self._room = room
         self._max_batch_tokens = max_batch_tokens
+        self._beside_decodes = max_batch_tokens if beside_decodes is None else beside_decodes
         self._max_sequences = max_sequences
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -75,9 +78,12 @@ class Scheduler:
         decodes = self._decodes()
         preempted = len(self.running) < before
         begun = [sequence for sequence in self.running if sequence.pending > 1]
-        chunks = decodes + self._prefills(begun, self._max_batch_tokens - len(decodes))
-        room = self._max_batch_tokens - sum(chunk.count for chunk in chunks)
-        return chunks if preempted else chunks + self._prefills(self._admit(room), room)
+        room = self._max_batch_tokens - len(decodes)
+        if decodes:
+            room = min(room, self._beside_decodes)
+        prefills = self._prefills(begun, room)
+        room -= sum(chunk.count for chunk in prefills)
+        return decodes + prefills + ([] if preempted else self._prefills(self._admit(room), room))
 
     def _decodes(self) -> list[Chunk]:
         chunks: list[Chunk] = []

@@ -30,13 +30,15 @@ class EngineLimits:
 
     reuse: whether prompts take over keys and values of earlier ones that begin alike.
     max_batch_tokens: rows of one step, decodes and prompt chunks together; a longer prompt is taken in pieces of this
-    size, so it bounds how long running completions wait for a newcomer. max_sequences: completions that run at once.
+    size. max_prefill_beside: prompt tokens of a step beside decodes; it bounds how long running completions wait for a
+    newcomer. max_sequences: completions that run at once.
     """
 
     context: int
     token_capacity: int
     reuse: bool = True
     max_batch_tokens: int = 256
+    max_prefill_beside: int = 128
     max_sequences: int = 32
 
     def __post_init__(self) -> None:
@@ -62,7 +64,10 @@ class TorchEngine:
         self._runner = Runner(model, self._cache, adapters, device=weight.device)
         self._sampler = Sampler()
         self._scheduler = Scheduler(
-            self._cache, max_batch_tokens=limits.max_batch_tokens, max_sequences=limits.max_sequences
+            self._cache,
+            max_batch_tokens=limits.max_batch_tokens,
+            max_sequences=limits.max_sequences,
+            beside_decodes=limits.max_prefill_beside,
         )
         self._sequences: dict[int, TokenSequence] = {}
         self._generated = 0
