@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.api_server import TINY, Server, chat_lines
+from tests.api_server import TINY, Server, chat_lines, make_project
 from tests.contract.engine_suite import write_adapter
 
 from smedje.cli.main import run
@@ -150,3 +150,15 @@ def test_only_the_models_own_files_are_handed_out(server: Server, tuned: Path) -
     assert server.get(f"/api/models/{TINY}/files").status_code == 400
     names = [file["name"] for file in server.get(f"/api/models/{NAME}/files").json()["data"]]
     assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_another_project_finds_nothing(server: Server, tuned: Path) -> None:
+    """A key of another project gets 404 for the model's files, whatever dialect it asks in."""
+    secret = make_project(server.ctx, "stranger")[1]
+    question = {"messages": [{"role": "user", "content": "hi"}]}
+    assert server.get(f"/api/models/{NAME}/files", key=secret).status_code == 404
+    assert server.get(f"/api/models/{NAME}/files/README.md", key=secret).status_code == 404
+    assert server.get(f"/openai/models/{NAME}", key=secret).status_code == 404
+    assert server.get("/openai/fine_tuning/jobs/ftjob-abcd1234", key=secret).status_code == 404
+    assert server.get("/openai/fine_tuning/jobs/ftjob-abcd1234/checkpoints", key=secret).status_code == 404
+    assert server.post(f"/openai/deployments/{NAME}/chat/completions", question, key=secret).status_code == 404
