@@ -103,6 +103,19 @@ def test_the_best_checkpoint_becomes_the_model(server: ServerProcess) -> None:
         assert server_step(server, str(done.fine_tuned_model)) == best
 
 
+@pytest.mark.slow
+def test_a_job_that_stops_early_succeeds(server: ServerProcess) -> None:
+    """With a threshold that nothing reaches, the job ends after three evaluations and its model is the last step's."""
+    with server.client() as client:
+        watch = {"eval_every_steps": 2, "early_stopping_patience": 2, "early_stopping_threshold": 100.0}
+        job = server.submit(client, extra_body={"smedje": {**watch, "max_steps": 24}})
+        done = finished(client, job.id)
+        assert done.status == "succeeded", done.error
+        assert max(c.step_number for c in client.fine_tuning.jobs.checkpoints.list(job.id)) == 6
+        assert any("Stopped early after step 6" in event.message for event in events(client, job.id))
+        assert server_step(server, str(done.fine_tuned_model)) == 6
+
+
 def server_step(server: ServerProcess, model: str) -> int:
     """The step of a fine-tuned model, from the server's own database."""
     database = Database(f"sqlite:///{server.home / 'smedje.db'}")
