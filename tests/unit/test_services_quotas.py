@@ -152,6 +152,32 @@ def test_a_jobs_reservation_counts_until_the_job_ends(ctx: Context, project: Pro
     assert state.used == 600
 
 
+def test_many_at_once_never_take_more_than_there_is(ctx: Context, project: Project) -> None:
+    """Eight takers at once under a limit of three deployments: three get one, on either database."""
+    quotas.put_quota(ctx, owner(project), name=Limit.DEPLOYMENTS, value=3)
+    start, outcomes = threading.Barrier(8), []
+
+    def take(number: int) -> None:
+        start.wait()
+        try:
+            with ctx.database.transaction() as tx:
+                quotas.check_room(ctx, tx, project.id, Limit.DEPLOYMENTS)
+                tx.exec_driver_sql(
+                    "INSERT INTO deployments (id, project_id, name, model, base_model, status, created_at) "
+                    f"VALUES ('dep-{number}', '{project.id}', 'd{number}', 'm', 'm', 'ready', 1)"
+                )
+            outcomes.append("taken")
+        except LimitExceeded as refused:
+            outcomes.append(refused.code)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["quota_exceeded"] * 5 + ["taken"] * 3
+
+
 def test_a_month_ends(ctx: Context, project: Project) -> None:
     """What was trained last month does not count in this one."""
     quotas.put_quota(ctx, owner(project), name=Limit.TRAINING_TOKENS_PER_MONTH, value=1000)
