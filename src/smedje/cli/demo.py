@@ -31,7 +31,7 @@ STOP_SECONDS = 30
 def demo(
     home: Annotated[Path, typer.Option("--home", help="State folder of the demo.")] = Path(".smedje"),
     model: Annotated[str, typer.Option("--model", help="Base model to tune.")] = BASE_MODEL,
-    epochs: Annotated[str, typer.Option("--epochs", help="Passes over the sample data, or auto.")] = "auto",
+    epochs: Annotated[str, typer.Option("--epochs", help="Passes over the sample data, or auto.")] = "2",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server running at the end.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
