@@ -94,9 +94,9 @@ def test_an_adapter_is_exported_with_its_card(server: Server, tuned: Path, tmp_p
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "out" / file).read_bytes() == (tuned / file).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
-    file = server.client().files.list().data[0]
+    uploaded = server.client().files.list().data[0]
     with server.ctx.database.transaction() as tx:
-        stored = file_rows.get_file(tx, server.project.id, file.id)
+        stored = file_rows.get_file(tx, server.project.id, uploaded.id)
     assert stored is not None
     for told in (
         f"base_model: {TINY}",
