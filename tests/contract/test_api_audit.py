@@ -55,6 +55,14 @@ def test_the_chain_shows_every_tampering(database: Database, tmp_path: Path) -> 
     assert audit.verify(ctx).entries == 3
 
 
+def test_changes_above_projects_are_told_to_those_above(server: Server) -> None:
+    """Who made a hub stands in the log of server-wide keys and of no project's."""
+    hub = server.post("/api/hubs", {"name": "logged"}).json()["id"]
+    assert entries(server)[0]["object_id"] == hub
+    made = server.post("/api/keys", {"name": "project owner", "role": "owner"}).json()["secret"]
+    assert hub not in server.get("/api/audit", key=made).text
+
+
 def test_a_failed_change_leaves_no_entry(server: Server) -> None:
     """What was refused is not in the log, because the entry lives and dies with the change."""
     before = len(entries(server))

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from smedje.domain.audit import FIRST, AuditEntry
 from smedje.domain.ids import AUDIT, new_id
-from smedje.domain.projects import Project
+from smedje.domain.projects import Permission, Principal
 from smedje.services.context import Context
 from smedje.store import audit as store
 
@@ -66,10 +66,17 @@ def record_in(ctx: Context, tx: Connection, action: str, project_id: str, object
     record(ctx, tx, action, Subject(id=object_id, project_id=project_id))
 
 
-def list_entries(ctx: Context, project: Project, *, after: str | None, limit: int) -> list[AuditEntry]:
-    """At most `limit` entries of the project, newest first. Raises NotFound for an unknown `after`."""
+def list_entries(ctx: Context, caller: Principal, *, after: str | None, limit: int) -> list[AuditEntry]:
+    """At most `limit` entries of the caller's project, newest first; with them those on the hub or the server itself,
+    for callers who may read the log there. Raises NotFound for an unknown `after`."""
+    hub_id = caller.project.hub_id
+    scope = store.AuditScope(
+        project_id=caller.project.id,
+        hub_id=hub_id if caller.may_in(Permission.AUDIT_READ, hub_id) else None,
+        server=caller.may_in(Permission.AUDIT_READ, None),
+    )
     with ctx.database.transaction() as tx:
-        return store.list_entries(tx, project.id, after=after, limit=limit)
+        return store.list_entries(tx, scope, after=after, limit=limit)
 
 
 def verify(ctx: Context) -> Verdict:

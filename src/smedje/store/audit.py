@@ -1,10 +1,10 @@
 """Queries for the audit log: entries are appended one after another, and read; there is nothing else."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import Connection, Row, and_, or_, select, text
 
 from smedje.domain.audit import FIRST, AuditEntry
 from smedje.store.paging import Listing, page
@@ -31,9 +31,24 @@ def append(tx: Connection, entry: AuditEntry) -> None:
     tx.execute(audit.insert().values(**asdict(entry), hash=entry.hash))
 
 
-def list_entries(tx: Connection, project_id: str, *, after: str | None, limit: int) -> list[AuditEntry]:
-    """At most `limit` entries of a project, newest first. Raises NotFound for an unknown `after`."""
-    listing = Listing(table=audit, scope=[audit.c.project_id == project_id])
+@dataclass(frozen=True, kw_only=True)
+class AuditScope:
+    """Whose entries: a project's, those on a hub itself (hub_id), and those on the server itself."""
+
+    project_id: str
+    hub_id: str | None = None
+    server: bool = False
+
+
+def list_entries(tx: Connection, scope: AuditScope, *, after: str | None, limit: int) -> list[AuditEntry]:
+    """At most `limit` entries, newest first. Raises NotFound for an unknown `after`."""
+    above = audit.c.project_id.is_(None)
+    wanted = [audit.c.project_id == scope.project_id]
+    if scope.server:
+        wanted.append(above)
+    elif scope.hub_id is not None:
+        wanted.append(and_(above, audit.c.hub_id == scope.hub_id))
+    listing = Listing(table=audit, scope=[or_(*wanted)])
     return [_entry(row) for row in page(tx, listing, after=after, limit=limit)]
 
 

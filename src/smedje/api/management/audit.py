@@ -69,9 +69,9 @@ def list_audit(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Page[AuditObject]:
-    """The project's entries, newest first."""
+    """The project's entries, newest first; for those who may, with the hub's and the server's own."""
     refuse_unknown_query(request, LIST_QUERY)
-    found = service.list_entries(ctx, caller.project, after=after, limit=limit + 1)
+    found = service.list_entries(ctx, caller, after=after, limit=limit + 1)
     return page(found, limit, to_object, lambda entry: entry.id)
 
 
