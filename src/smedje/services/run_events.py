@@ -101,6 +101,14 @@ def _insert_checkpoint(tx: Connection, job: FineTuningJob, data: dict[str, Any],
     )
 
 
+def model_checkpoint(tx: Connection, job: FineTuningJob, result: RunResult, *, project_name: str) -> Checkpoint:
+    """The checkpoint that becomes the fine-tuned model: the last one, or the best where the job asked for that."""
+    step = int(result.data.get("model_step", result.step))
+    found = job_rows.find_checkpoint(tx, job.project_id, model_name(job, project_name, step=step))
+    assert found is not None, "a run that succeeded has a checkpoint at its last step, and at its best"
+    return found
+
+
 def record_success(
     ctx: Context, tx: Connection, job: FineTuningJob, result: RunResult, *, project_name: str
 ) -> FineTuningJob:
@@ -110,9 +118,7 @@ def record_success(
     """
     now = ctx.seconds()
     name = model_name(job, project_name)
-    step = int(result.data.get("model_step", result.step))
-    checkpoint = job_rows.find_checkpoint(tx, job.project_id, model_name(job, project_name, step=step))
-    assert checkpoint is not None, "a run that succeeded has a checkpoint at its last step, and at its best"
+    checkpoint = model_checkpoint(tx, job, result, project_name=project_name)
     model_rows.insert_model(
         tx,
         FineTunedModel(
@@ -122,7 +128,7 @@ def record_success(
             job_id=job.id,
             suffix=job.request.suffix or "",
             checkpoint_key=checkpoint.key,
-            step=step,
+            step=checkpoint.step,
             created_at=now,
         ),
     )

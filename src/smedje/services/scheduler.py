@@ -17,10 +17,11 @@ from smedje.errors import Conflict, SmedjeError
 from smedje.executors.base import Executor
 from smedje.objects.run_folder import RunFolder
 from smedje.services.catalog import resolve_origin
+from smedje.services.certificate import certify
 from smedje.services.context import Context
 from smedje.services.prediction import predicted_memory
 from smedje.services.preflight import Checked, check_job
-from smedje.services.run_events import job_event, record_success, take_in
+from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
 from smedje.services.training_spec import build_spec
 from smedje.store import jobs as job_rows
 from smedje.store import leases
@@ -225,6 +226,10 @@ class Scheduler:
             with self.ctx.database.transaction() as tx:
                 run_rows.save_run(tx, replace(run, state=RunState.FINISHED, ended_at=now))
             return
+        with self.ctx.database.transaction() as tx:
+            checkpoint = model_checkpoint(tx, job, result, project_name=project_name)
+        # Rendering samples takes a while: outside the transaction that makes the model exist.
+        certify(self.ctx, job, checkpoint.key)
         with self.ctx.database.transaction() as tx:
             done = record_success(self.ctx, tx, job, result, project_name=project_name)
             job_rows.save_job(tx, advance(done, JobStatus.SUCCEEDED, now=now), was=JobStatus.RUNNING, fence=lease.fence)
