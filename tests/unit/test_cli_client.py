@@ -63,11 +63,15 @@ def url() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_every_error_comes_back_as_itself(url: str, name: str) -> None:
-    """An error that a service raises is the same error again on the client's side, with message, code and field."""
+    """An error that a service raises is the same error again on the client's side, with message, code and field.
+
+    One that passes by itself also says when to try again.
+    """
     with Client(url, "key") as client, pytest.raises(errors.SmedjeError) as caught:
         client.get(f"/fail/{name}")
     assert type(caught.value) is MERGED.get(ERRORS[name], ERRORS[name])
-    assert caught.value.message == "What, where, and what to do."
+    waits = " Try again in 1 s." if ERRORS[name] is errors.Unavailable else ""
+    assert caught.value.message == f"What, where, and what to do.{waits}"
     assert (caught.value.code, caught.value.param) == ("a_code", "a.field")
 
 
