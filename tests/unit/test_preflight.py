@@ -7,7 +7,10 @@ from tests.training_runs import bench
 
 from smedje.domain.jobs import JobError
 from smedje.modeling.tiny_random import write_tiny_phi3
+from smedje.objects.store import open_objects
+from smedje.services.context import Context
 from smedje.services.preflight import _memory, _too_long_for_serving, predicted_memory
+from smedje.store.database import Database
 from smedje.training.spec import DataSpec
 
 
@@ -31,9 +34,10 @@ def test_memory_grows_with_the_stream(tmp_path: Path) -> None:
     assert predicted_memory(msgspec.structs.replace(spec, lora=wide)) > small
 
 
-def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_fit_is_refused(tmp_path: Path, sqlite_database: Database) -> None:
     """A stream of a billion tokens is refused with the machine's memory and what to change."""
     spec = msgspec.structs.replace(bench(tmp_path).spec, micro_batch_tokens=1_000_000_000)
-    found = _memory(spec)
+    ctx = Context(database=sqlite_database, objects=open_objects("memory:///"), home=tmp_path)
+    found = _memory(ctx, spec)
     assert isinstance(found, JobError)
     assert found.code == "insufficient_memory"
