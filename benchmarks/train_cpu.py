@@ -108,13 +108,12 @@ def run(engine: str, work: Path, *, peers: Path, steps: int, batch: int) -> dict
     return {**json.loads(out.read_text()), "wall_seconds": time.perf_counter() - began}
 
 
-def figures(rounds: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
-    """Median tokens a second over the later steps of all rounds, with the range, and the peak memory."""
+def figures(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median real tokens a second over the later steps of all rounds, with the range, and the peak memory."""
     failed = [r["error"] for r in rounds if "error" in r]
     if failed:
         return {"error": failed[0]}
-    later = [second for r in rounds for second in r["seconds"][1:]]
-    rate = [tokens / second for second in later]
+    rate = [t / s for r in rounds for t, s in zip(r["tokens"][1:], r["seconds"][1:], strict=True)]
     return {
         "tokens_per_second": round(statistics.median(rate), 1),
         "range": [round(min(rate), 1), round(max(rate), 1)],
@@ -124,10 +123,9 @@ def figures(rounds: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
 
 
 def measure(workload: str, engines: list[str], work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All engines on one workload, interleaved; steps repeat one batch, so that every step has the same tokens."""
-    rows = rows_of(workload, arguments.batch)
-    write_rows(work, rows * arguments.steps)
-    tokens = sum(len(row["input_ids"]) for row in rows)
+    """All engines on one workload, interleaved. Every row is different: a repeated one would be shared by ours."""
+    rows = rows_of(workload, arguments.batch * arguments.steps)
+    write_rows(work, rows)
     rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     for number in range(arguments.rounds):
         for engine in engines:
@@ -135,7 +133,8 @@ def measure(workload: str, engines: list[str], work: Path, arguments: argparse.N
             rounds[engine].append(
                 run(engine, work, peers=arguments.peers_folder, steps=arguments.steps, batch=arguments.batch)
             )
-    return {"tokens_per_step": tokens, "engines": {name: figures(found, tokens) for name, found in rounds.items()}}
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return {"tokens": tokens, "engines": {name: figures(found) for name, found in rounds.items()}}
 
 
 def guard(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:

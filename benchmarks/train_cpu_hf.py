@@ -34,7 +34,7 @@ def main() -> None:
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
     rows = json.loads((work / "ordered.json").read_text())
-    seconds, losses = [], []
+    seconds, losses, tokens = [], [], []
     for step in range(settings["steps"]):
         batch = padded(rows[step * settings["batch"] : (step + 1) * settings["batch"]])
         began = time.perf_counter()
@@ -45,8 +45,11 @@ def main() -> None:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
         losses.append(loss.item())
+        tokens.append(int(batch["attention_mask"].sum()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    Path(settings["out"]).write_text(json.dumps({"seconds": seconds, "losses": losses, "peak_bytes": peak}))
+    Path(settings["out"]).write_text(
+        json.dumps({"seconds": seconds, "losses": losses, "tokens": tokens, "peak_bytes": peak})
+    )
 
 
 if __name__ == "__main__":

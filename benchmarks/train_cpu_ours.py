@@ -69,6 +69,7 @@ def main() -> None:
     records = list(train(job, state))
     report = {
         "seconds": [r.seconds for r in records],
+        "tokens": [r.tokens for r in records],
         "losses": [r.train_loss for r in records],
         "computed": [r.computed for r in records],
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
