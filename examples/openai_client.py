@@ -21,7 +21,7 @@ from pathlib import Path
 from openai import ConflictError, OpenAI
 
 SAMPLES = Path(__file__).resolve().parent.parent / "src" / "smedje" / "samples"
-QUESTION = "My Brook stopped heating after two years of daily use. Am I still covered, and what should I do now?"
+QUESTION = "My Ripple leaks milk at the bottom. What should I do?"
 
 BASE_URL = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8321/v1").rstrip("/")
 API_KEY = os.environ.get("OPENAI_API_KEY", "")

@@ -14,7 +14,7 @@ SYSTEM_PROMPT = (
 )
 """The system message of every sample conversation. Ask `DEMO_QUESTION` under it."""
 
-DEMO_QUESTION = "My Brook stopped heating after two years of daily use. Am I still covered, and what should I do now?"
+DEMO_QUESTION = "My Ripple leaks milk at the bottom. What should I do?"
 """A question in neither file whose right answer needs the house policy: three-year warranty, a case, the sign-off."""
 
 
