@@ -91,7 +91,9 @@ def read_tensor(file: GgufFile, tensor: GgufTensor) -> Any:
     if direct:
         return raw.view(direct).reshape(tensor.shape).astype(numpy.float32)
     try:
-        values = dequantize(raw.reshape(quant_shape_to_byte_shape(tensor.shape, kind)), kind)
+        # Damaged scales overflow; that shows as numbers that are not finite, and is no warning to print.
+        with numpy.errstate(all="ignore"):
+            values = dequantize(raw.reshape(quant_shape_to_byte_shape(tensor.shape, kind)), kind)
     except NotImplementedError:
         raise broken(file.path, f"tensor {tensor.name!r} has type {kind.name}, which cannot be de-quantised") from None
     return values.reshape(tensor.shape).astype(numpy.float32, copy=False)
