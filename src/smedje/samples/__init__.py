@@ -15,7 +15,7 @@ SYSTEM_PROMPT = (
 """The system message of every sample conversation. Ask `DEMO_QUESTION` under it."""
 
 DEMO_QUESTION = "My Ripple leaks milk at the bottom. What should I do?"
-"""A question in neither file whose right answer needs the house policy: a case with the code on the base, the sign-off."""
+"""A question in neither file whose right answer needs the house policy: a case with the base's code, the sign-off."""
 
 
 def support_train_path() -> Path:
