@@ -24,6 +24,10 @@ TEXTS = st.one_of(
             "content",
             "messages",
             '"role"',
+            '"',
+            "C:\\",
+            '\\"',
+            "a]",
             "<|im_end|>",
             "[INST]",
             "</s>",
@@ -56,6 +60,8 @@ EDITS = st.sampled_from(
         lambda raw: b"\xef\xbb\xbf" + raw,
         lambda raw: b" " * len(raw),
         lambda raw: raw.replace(b"[", b"\\u005b", 1),
+        lambda raw: raw.replace(b'"role": "user"', b'"role": "user", "role": "user"', 1),
+        lambda raw: raw.replace(b'"weight": null', b'"weight": null, "weight": null', 1),
     ]
 )
 
@@ -65,7 +71,7 @@ def plain(number: int) -> dict[str, Any]:
 
 
 @given(rows=st.lists(st.tuples(COLUMNS, EDITS, st.booleans()), max_size=8))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_a_scan_tells_what_the_rules_tell(rows: list[Any]) -> None:
     """Problems, counts, lengths and digests of a scan are those of the rules, line by line, after plain lines too."""
     lines = [json.dumps(plain(number)).encode() for number in range(2)]

@@ -4,9 +4,10 @@ from __future__ import annotations  # Python 3.11 cannot subscript array.array
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -85,8 +86,16 @@ def encode_file(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Enc
 
 def conversation_digest(example: ChatExample) -> int:
     """64 bits that tell conversations apart; equal for the same messages and tools, whatever their line."""
-    body = msgspec.json.encode([example.to_messages(), example.tools], order="deterministic")
-    return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little")
+    # A text of an example holds no NUL, so no two lists of texts are joined alike.
+    texts = "\0".join(message.content or "" for message in example.messages).encode()
+    head = digest_head([message.to_dict() for message in example.messages], example.tools)
+    return int.from_bytes(hashlib.blake2b(head + texts, digest_size=8).digest(), "little")
+
+
+def digest_head(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> bytes:
+    """Everything of a conversation but its texts, as bytes."""
+    silent = [{**message, "content": None if message.get("content", "") is None else ""} for message in messages]
+    return msgspec.json.encode([silent, tools], order="deterministic") + b"\0"
 
 
 def _render(example: ChatExample, tokenizer: ChatTokenizer) -> Iterator[RenderedExample]:

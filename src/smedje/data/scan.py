@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 
-from smedje.data.encode import conversation_digest
+from smedje.data.encode import conversation_digest, digest_head
 from smedje.data.lines import LONGEST_LINE
 from smedje.data.parse import ChatExample, ParsedLine, blank_line, line_too_large, parse_line
 from smedje.data.problems import Problem, ProblemLog
@@ -25,11 +25,10 @@ _OTHER_COLUMNS = frozenset({"tools", "functions", "parallel_tool_calls", "weight
 _SHAPES = 4096
 _LONGEST_SHAPE = 64
 
-Shape = tuple[tuple[str, int | None], ...]
+ShapeKey = tuple[tuple[str, int | None], ...]
 
 
-class _Plain(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    # In the order of their names, so that the digest's bytes are those of `conversation_digest`.
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     content: Annotated[str, msgspec.Meta(min_length=1)]
     role: Literal["system", "developer", "user", "assistant"]
     weight: Literal[0, 1] | None = None
@@ -41,7 +40,20 @@ class _PlainLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 _PLAIN = msgspec.json.Decoder(_PlainLine)
 _ANY = msgspec.json.Decoder()
-_encode = msgspec.json.Encoder().encode
+
+
+class _Shape:
+    """A conversation's roles and weights, and how many lines had them. head: what their digests begin with."""
+
+    __slots__ = ("assistant", "head", "key", "times", "user", "with_system")
+
+    def __init__(self, key: ShapeKey) -> None:
+        self.key = key
+        self.times = 0
+        self.with_system = key[0][0] in ("system", "developer")
+        self.user = tuple(place for place, (role, _) in enumerate(key) if role == "user")
+        self.assistant = tuple(place for place, (role, _) in enumerate(key) if role == "assistant")
+        self.head = digest_head([{"role": role} | ({} if w is None else {"weight": w}) for role, w in key], ())
 
 
 class Segment(msgspec.Struct, kw_only=True):
@@ -81,7 +93,7 @@ class Scanner:
         self._valid = 0
         self._with_system = 0
         self._roles: Counter[str] = Counter()
-        self._shapes: Counter[Shape] = Counter()
+        self._shapes: dict[ShapeKey, _Shape] = {}
         self._turns = array("I")
         self._user = array("I")
         self._assistant = array("I")
@@ -93,7 +105,6 @@ class Scanner:
         self.number += 1
         plain = _plain_messages(raw)
         if plain is not None and self._count_plain(plain):
-            self._pass_blanks()
             return
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if not raw.strip():
@@ -101,7 +112,8 @@ class Scanner:
         parsed = parse_line(raw, self.number)
         self._count(parsed)
         if plain is not None and not parsed.problems and len(self._shapes) < _SHAPES and len(plain) <= _LONGEST_SHAPE:
-            self._shapes[tuple([(message.role, message.weight) for message in plain])] += 0
+            key = _shape_key(plain)
+            self._shapes.setdefault(key, _Shape(key))
 
     def take_too_large(self) -> None:
         """The next line, too long to be looked at."""
@@ -111,15 +123,16 @@ class Scanner:
     def segment(self) -> Segment:
         """Everything that was found so far."""
         roles = self._roles.copy()
-        for shape, times in self._shapes.items():
-            for role, _ in shape:
-                roles[role] += times
+        plain = sum(shape.times for shape in self._shapes.values())
+        for shape in self._shapes.values():
+            for role, _ in shape.key:
+                roles[role] += shape.times
         return Segment(
             lines=self.number,
             told=self._told,
-            examples=self._examples,
-            valid=self._valid,
-            with_system=self._with_system,
+            examples=self._examples + plain,
+            valid=self._valid + plain,
+            with_system=self._with_system + sum(one.times for one in self._shapes.values() if one.with_system),
             roles={role: number for role, number in roles.items() if number},
             counts=dict(self._log.counts),
             errors=self._log.errors,
@@ -138,20 +151,20 @@ class Scanner:
         self._told = self.number
 
     def _count_plain(self, messages: list[_Plain]) -> bool:
-        shape = tuple([(message.role, message.weight) for message in messages])
-        if shape not in self._shapes:
+        shape = self._shapes.get(_shape_key(messages))
+        if shape is None:
             return False
-        self._shapes[shape] += 1
-        self._examples += 1
-        self._valid += 1
-        self._with_system += shape[0][0] in ("system", "developer")
-        self._turns.append(len(messages))
-        for message in messages:
-            if message.role == "user":
-                self._user.append(len(message.content))
-            elif message.role == "assistant":
-                self._assistant.append(len(message.content))
-        self._digests += blake2b(_encode((messages, ())), digest_size=8).digest()
+        if self._told != self.number - 1:
+            self._pass_blanks()
+        self._told = self.number
+        shape.times += 1
+        texts = [message.content for message in messages]
+        self._turns.append(len(texts))
+        for place in shape.user:
+            self._user.append(len(texts[place]))
+        for place in shape.assistant:
+            self._assistant.append(len(texts[place]))
+        self._digests += blake2b(shape.head + "\0".join(texts).encode(), digest_size=8).digest()
         self._digest_lines.append(self.number)
         return True
 
@@ -211,29 +224,57 @@ def _skip_line(stream: BinaryIO) -> int:
     return passed
 
 
+def _shape_key(messages: list[_Plain]) -> ShapeKey:
+    return tuple([(message.role, message.weight) for message in messages])
+
+
 def _plain_messages(raw: bytes) -> list[_Plain] | None:
     """The messages of a line that only has system, user and assistant texts and no key twice, else None."""
     try:
         messages = _PLAIN.decode(raw).messages
+        once = _no_key_twice(raw, messages)
     except msgspec.ValidationError:
         found = _beside_columns(raw)
         if found is None:
             return None
-        messages = found
+        messages, once = found, _no_name_twice(raw, found)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    if not once:
+        return None
+    for message in messages:
+        if message.content.isspace():
+            return None
+    escaped = b"\\" in raw and b"\\u00" in raw
+    if escaped and b"\\u0000" in raw:
+        return None
+    # A line has one "]" of its own: only a text can hold more.
+    marked = escaped or b"<" in raw or (raw.count(b"]") > 1 and b"INST]" in raw)
+    return None if marked and any(CONTROL_TOKEN.search(one.content) for one in messages) else messages
+
+
+def _no_key_twice(raw: bytes, messages: list[_Plain]) -> bool:
+    """Whether no key stands twice in a line that has no other keys, told by its quotation marks.
+
+    Each message needs eight, a weight two more, the line itself two; a further key, null too, would bring its own.
+    """
+    marks, needed = raw.count(b'"'), 8 * len(messages) + 2
+    if marks == needed:
+        return True
+    if b"\\\\" in raw:
+        return _no_name_twice(raw, messages)
+    needed += 2 * sum(message.weight is not None for message in messages)
+    return marks - raw.count(b'\\"') == needed
+
+
+def _no_name_twice(raw: bytes, messages: list[_Plain]) -> bool:
+    """The same for any line, but False also where a text, an escape or another column only looks like a key."""
     number = len(messages)
-    # A key that stands twice, or a text that looks like a key: the slow way tells them apart.
     if raw.count(b'"role"') != number or raw.count(b'"content"') != number or raw.count(b'"messages"') != 1:
-        return None
+        return False
     if b'"weight"' in raw and raw.count(b'"weight"') != sum(message.weight is not None for message in messages):
-        return None
-    escaped = b"\\u00" in raw
-    if escaped and (b"\\u0000" in raw or b"\\u006" in raw or b"\\u007" in raw):
-        return None
-    if (escaped or b"<" in raw or b"INST]" in raw) and any(CONTROL_TOKEN.search(one.content) for one in messages):
-        return None
-    return None if any(message.content.isspace() for message in messages) else messages
+        return False
+    return b"\\u006" not in raw and b"\\u007" not in raw
 
 
 def _beside_columns(raw: bytes) -> list[_Plain] | None:
