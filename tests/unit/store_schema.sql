@@ -46,10 +46,18 @@ CREATE TABLE members (
     email TEXT NOT NULL,
     name TEXT NOT NULL,
     created_at BIGINT NOT NULL,
+    kind TEXT DEFAULT 'person' NOT NULL,
+    password_hash TEXT,
+    issuer TEXT,
+    subject TEXT,
+    disabled_at BIGINT,
+    last_sign_in_at BIGINT,
     CONSTRAINT pk_members PRIMARY KEY (seq),
     CONSTRAINT uq_members_id UNIQUE (id),
     CONSTRAINT uq_members_email UNIQUE (email)
 );
+
+CREATE UNIQUE INDEX ix_members_issuer_subject ON members (issuer, subject);
 
 CREATE TABLE prices (
     seq BIGSERIAL NOT NULL,
@@ -60,6 +68,30 @@ CREATE TABLE prices (
     completion_tokens BIGINT NOT NULL,
     device_hour BIGINT NOT NULL,
     CONSTRAINT pk_prices PRIMARY KEY (seq)
+);
+
+CREATE TABLE sign_in_attempts (
+    seq BIGSERIAL NOT NULL,
+    account TEXT NOT NULL,
+    address TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    CONSTRAINT pk_sign_in_attempts PRIMARY KEY (seq)
+);
+
+CREATE INDEX ix_sign_in_attempts_at ON sign_in_attempts (at);
+
+CREATE TABLE custom_roles (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    hub_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    permissions JSON NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_custom_roles PRIMARY KEY (seq),
+    CONSTRAINT uq_custom_roles_hub_id_name UNIQUE (hub_id, name),
+    CONSTRAINT uq_custom_roles_id UNIQUE (id),
+    CONSTRAINT fk_custom_roles_hub_id FOREIGN KEY(hub_id) REFERENCES hubs (id)
 );
 
 CREATE TABLE projects (
@@ -112,6 +144,7 @@ CREATE TABLE assignments (
     project_id TEXT,
     role TEXT NOT NULL,
     created_at BIGINT NOT NULL,
+    origin TEXT DEFAULT 'given' NOT NULL,
     CONSTRAINT pk_assignments PRIMARY KEY (seq),
     CONSTRAINT uq_assignments_member_id_scope_id UNIQUE (member_id, scope_id),
     CONSTRAINT fk_assignments_member_id FOREIGN KEY(member_id) REFERENCES members (id),
@@ -201,6 +234,25 @@ CREATE TABLE quotas (
     CONSTRAINT uq_quotas_project_id_deployment_name UNIQUE (project_id, deployment, name),
     CONSTRAINT fk_quotas_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
 );
+
+CREATE TABLE sessions (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    member_id TEXT NOT NULL,
+    project_id TEXT,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    last_used_at BIGINT NOT NULL,
+    ended_at BIGINT,
+    CONSTRAINT pk_sessions PRIMARY KEY (seq),
+    CONSTRAINT uq_sessions_id UNIQUE (id),
+    CONSTRAINT uq_sessions_sha256 UNIQUE (sha256),
+    CONSTRAINT fk_sessions_member_id FOREIGN KEY(member_id) REFERENCES members (id),
+    CONSTRAINT fk_sessions_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_sessions_member_id ON sessions (member_id);
 
 CREATE TABLE usage (
     seq BIGSERIAL NOT NULL,

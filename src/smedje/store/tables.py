@@ -5,59 +5,23 @@ belongs to a project says so itself. JSON columns hold small facts; bytes live i
 seconds. A change here needs a migration: a test compares a migrated database with this file.
 """
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, Table, Text, UniqueConstraint, text
+
+from smedje.store.columns import at as _at
+from smedje.store.columns import job as _job
+from smedje.store.columns import json as _json
+from smedje.store.columns import own_id as _id
+from smedje.store.columns import project as _project
+from smedje.store.columns import seq as _seq
+from smedje.store.columns import tables as tables
+from smedje.store.people_tables import assignments as assignments
+from smedje.store.people_tables import custom_roles as custom_roles
+from smedje.store.people_tables import members as members
+from smedje.store.people_tables import sessions as sessions
+from smedje.store.people_tables import sign_in_attempts as sign_in_attempts
 
 # Number of the newest migration. A test compares it with the files in migrations/versions.
-SCHEMA = "0003"
-
-tables = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
-)
-
-
-def _seq() -> "Column[int]":
-    # SQLite counts up, never reusing a number, only in a column of exactly this type.
-    return Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
-
-
-def _id() -> "Column[str]":
-    return Column("id", Text, nullable=False, unique=True)
-
-
-def _project() -> "Column[str]":
-    return Column("project_id", Text, ForeignKey("projects.id"), nullable=False)
-
-
-def _job() -> "Column[str]":
-    return Column("job_id", Text, ForeignKey("jobs.id"), nullable=False)
-
-
-def _at(name: str, *, nullable: bool = False) -> "Column[int]":
-    return Column(name, BigInteger, nullable=nullable)
-
-
-def _json() -> TypeEngine[object]:
-    return JSON(none_as_null=True)
-
+SCHEMA = "0004"
 
 hubs = Table(
     "hubs",
@@ -93,34 +57,6 @@ projects = Table(
     _at("archived_at", nullable=True),
     _at("deleted_at", nullable=True),
     UniqueConstraint("hub_id", "name"),
-    sqlite_autoincrement=True,
-)
-
-# People. What they may do stands in assignments.
-members = Table(
-    "members",
-    tables,
-    _seq(),
-    _id(),
-    Column("email", Text, nullable=False, unique=True),
-    Column("name", Text, nullable=False),
-    _at("created_at"),
-    sqlite_autoincrement=True,
-)
-
-# scope_id is the project's id, or the hub's when project_id is null: one role a member and place.
-assignments = Table(
-    "assignments",
-    tables,
-    _seq(),
-    Column("member_id", Text, ForeignKey("members.id"), nullable=False),
-    Column("scope_id", Text, nullable=False),
-    Column("hub_id", Text, ForeignKey("hubs.id"), nullable=False),
-    Column("project_id", Text, ForeignKey("projects.id")),
-    Column("role", Text, nullable=False),
-    _at("created_at"),
-    UniqueConstraint("member_id", "scope_id"),
-    Index(None, "scope_id"),
     sqlite_autoincrement=True,
 )
 
