@@ -30,6 +30,8 @@ class Settings:
     threads: compute threads for one worker; 0 means all usable cores.
     engine_idle_seconds: an engine without requests for this long is stopped.
     lease_seconds: how long a scheduler may be silent before another takes its jobs.
+    outbound_allow: what the server may reach of addresses that users give (downloads, webhooks): `public` for the
+    public internet, host names, `.example.org` for all names below it, networks; divided by commas. Empty: nothing.
     """
 
     home: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("smedje", appauthor=False)))
@@ -40,6 +42,7 @@ class Settings:
     threads: int = 0
     engine_idle_seconds: int = 900
     lease_seconds: int = 8
+    outbound_allow: str = ""
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -22,6 +22,7 @@ from smedje.objects.store import open_objects
 from smedje.services.chat import Chat
 from smedje.services.context import Context
 from smedje.services.files import sweep
+from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
 from smedje.services.scheduler import Limits, Scheduler
 from smedje.serving.supervisor import EnginePool, EngineSettings
@@ -69,7 +70,12 @@ def open_context(settings: Settings) -> Context:
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings.database_url)
     database.migrate()
-    return Context(database=database, objects=open_objects(settings.objects_url), home=settings.home)
+    return Context(
+        database=database,
+        objects=open_objects(settings.objects_url),
+        home=settings.home,
+        outbound=parse_outbound(settings.outbound_allow),
+    )
 
 
 def announce(made: BootstrapResult) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from smedje.domain.audit import Actor
 from smedje.objects.store import Objects
+from smedje.services.outbound import Outbound
 from smedje.store.database import Database
 
 
@@ -16,6 +17,7 @@ class Context:
 
     home: state folder; installed base models lie below it. now: Unix seconds with fraction.
     actor: on whose behalf; the server's own unless a request says otherwise.
+    outbound: which addresses that users give may be reached; none unless said otherwise.
     """
 
     database: Database
@@ -23,6 +25,7 @@ class Context:
     home: Path
     now: Callable[[], float] = time.time
     actor: Actor = field(default_factory=Actor)
+    outbound: Outbound = field(default_factory=Outbound)
 
     def seconds(self) -> int:
         """The time as rows keep it: whole Unix seconds."""
