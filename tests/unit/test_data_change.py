@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from smedje.cli.main import app
 from smedje.data.dialogues import DialogueGroups, split_shares
-from smedje.data.importers import Import, Mapped, import_path
 from smedje.data.parse import parse_line, read_examples
 from smedje.data.repair import STEPS, Repair, repair_file
 from smedje.data.validate import validate_file
@@ -92,84 +91,6 @@ def test_unknown_steps_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match="drop_duplicates") as told:
             repair_file(tmp_path / "a.jsonl", bytes, steps=steps)
         assert told.value.code == "unknown_repair_step"
-
-
-def imported(source: Path, **options: Any) -> tuple[list[list[tuple[str, str]]], Import]:
-    out: list[bytes] = []
-    done = import_path(source, out.append, **options)
-    rows = [json.loads(line)["messages"] for line in out]
-    return [[(one["role"], one["content"]) for one in row] for row in rows], done
-
-
-PAIR = [("user", "Q"), ("assistant", "A")]
-FORMS = [
-    ("sharegpt", {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, PAIR),
-    ("alpaca", {"instruction": "Do", "input": "it", "output": "A"}, [("user", "Do\n\nit"), ("assistant", "A")]),
-    (
-        "alpaca",
-        {"instruction": "Q", "input": "", "output": "A", "history": [["a", "b"]]},
-        [("user", "a"), ("assistant", "b"), *PAIR],
-    ),
-    ("prompt-completion", {"prompt": "Q", "completion": " A"}, PAIR),
-    ("chat", json.loads(chat("Q", "A", id=3)), PAIR),
-]
-
-
-@pytest.mark.parametrize(("form", "row", "messages"), FORMS)
-def test_each_format_is_recognised(tmp_path: Path, form: str, row: Any, messages: Any) -> None:
-    """Row by row, from JSON Lines and from a JSON list alike."""
-    lines = file_of(tmp_path / "a.jsonl", json.dumps(row).encode())
-    rows, done = imported(lines)
-    assert rows == [messages]
-    assert dict(done.formats) == {form: 1}
-    whole = tmp_path / "a.json"
-    whole.write_text(json.dumps([row, row]), encoding="utf-8")
-    assert imported(whole)[0] == [messages, messages]
-
-
-def test_tables_are_mapped_by_column(tmp_path: Path) -> None:
-    """CSV with quotes and line ends inside cells, TSV, and what is not used is counted."""
-    table = tmp_path / "a.csv"
-    table.write_text('\ufeffask,say,id\n"Q, with\nlines","A ""quoted""",1\nempty,,2\n', encoding="utf-8")
-    rows, done = imported(table, columns=Mapped(user="ask", assistant="say"))
-    assert rows == [[("user", "Q, with\nlines"), ("assistant", 'A "quoted"')]]
-    assert dict(done.reasons) == {"missing_content": 1}
-    assert done.dropped[0].row == 2
-    assert done.unused_columns == {"id": 1}
-    tabs = tmp_path / "a.tsv"
-    tabs.write_text("prompt\tcompletion\nQ\tA\n", encoding="utf-8")
-    assert imported(tabs)[0] == [PAIR]
-
-
-def test_every_row_of_a_folder_is_kept_or_dropped_with_a_reason(tmp_path: Path) -> None:
-    """Files by name, a dataset's own descriptions left out, odd rows dropped by reason."""
-    (tmp_path / "data").mkdir()
-    file_of(tmp_path / "data" / "1.jsonl", json.dumps(FORMS[0][1]).encode(), b"{", b"3", b'{"text": "x"}')
-    robot = {"conversations": [{"from": "robot", "value": "x"}]}
-    file_of(tmp_path / "data" / "2.jsonl", json.dumps(robot).encode(), chat("Q", ""))
-    (tmp_path / "dataset_info.json").write_text("{}", encoding="utf-8")
-    rows, done = imported(tmp_path)
-    assert (done.rows, done.kept, len(rows)) == (6, 1, 1)
-    assert sum(done.reasons.values()) == 5
-    assert [(one.file, one.row) for one in done.dropped] == [
-        ("1.jsonl", 2),
-        ("1.jsonl", 3),
-        ("1.jsonl", 4),
-        ("2.jsonl", 1),
-        ("2.jsonl", 2),
-    ]
-
-
-def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
-    """Parquet, an empty folder, an unknown format and broken JSON are refused in words."""
-    parquet = tmp_path / "a.parquet"
-    parquet.write_bytes(b"PAR1")
-    broken = tmp_path / "a.json"
-    broken.write_text("[1,", encoding="utf-8")
-    (tmp_path / "empty").mkdir()
-    for source, options in ((parquet, {}), (tmp_path / "empty", {}), (broken, {}), (parquet, {"form": "xml"})):
-        with pytest.raises(InvalidRequest):
-            imported(source, **options)
 
 
 def dialogue_rows(path: Path) -> list[int]:

@@ -1,7 +1,9 @@
 """`smedje data repair`, `import` and `split`: a new file from another one, never in place. Knows options and output."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -9,7 +11,6 @@ from smedje.cli.output import JsonFlag, print_json, print_table, say
 from smedje.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from smedje.data.importers import Mapped
     from smedje.data.parse import ChatExample
 
 Seed = Annotated[int, typer.Option("--seed", help="Decides what is chosen; the same seed chooses the same.")]
@@ -29,7 +30,7 @@ def repair(
 
     steps = check_steps(step)
     _check_out(file, out)
-    with out.open("wb") as sink:
+    with whole(out) as sink:
         done = repair_file(file, sink.write, steps=steps, seed=seed)
     if as_json:
         print_json({"out": str(out), "steps": list(steps), "summary": done.summary, **msgspec.to_builtins(done)})
@@ -39,32 +40,67 @@ def repair(
 
 
 def import_rows(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .jsonl, .json, .csv or .tsv file, or a folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder."),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="NEW", help="The chat JSON Lines file to write.")],
     form: Annotated[
-        str, typer.Option("--format", help="auto, chat, sharegpt, alpaca, prompt-completion or columns.")
+        str,
+        typer.Option(
+            "--format", help="auto, chat, preference, chatgpt, sharegpt, alpaca, prompt-completion or columns."
+        ),
     ] = "auto",
     column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="user=, assistant= or system= a column.")
+        list[str] | None,
+        typer.Option("--column", metavar="ROLE=NAME", help="user=, assistant=, system= or messages= a column."),
+    ] = None,
+    only_split: Annotated[
+        str | None, typer.Option("--split", help="Of a dataset folder: train, validation or test.")
+    ] = None,
+    account: Annotated[
+        Path | None, typer.Option("--account", metavar="OUT", help="Write what became of each row: JSON lines.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Convert ShareGPT, Alpaca, prompt/completion, CSV, TSV or a folder of them; every row is accounted for."""
+    """Convert other formats, tables, chat exports and dataset folders; every row is accounted for."""
     import msgspec
 
-    from smedje.data.importers import import_path
+    from smedje.data.import_rows import check_mapping
+    from smedje.data.importers import Account, plan_import, take_rows
 
-    columns = _columns(column or [])
-    _check_out(source, out)
-    with out.open("wb") as sink:
-        done = import_path(source, sink.write, form=form, columns=columns)
+    columns = check_mapping(named_columns(column or []))
+    for target in (out, account):
+        if target is not None:
+            _check_out(source, target)
+    plan, told = plan_import(source, form=form, columns=columns, split=only_split), Account()
+    with whole(out) as sink, account.open("wb") if account else nullcontext() as entries:
+        for one in take_rows(plan):
+            told.add(one)
+            if one.line is not None:
+                sink.write(one.line + b"\n")
+            if entries is not None:
+                entries.write(msgspec.json.encode(one.to_dict(told.kept)) + b"\n")
+    done = told.result()
     if as_json:
         print_json({"out": str(out), "summary": done.summary, **msgspec.to_builtins(done)})
-        return
-    say(done.summary)
-    for name, rows in done.unused_columns.items():
+    else:
+        print_account(done.summary, msgspec.to_builtins(done))
+
+
+def print_account(summary: str, done: Mapping[str, Any]) -> None:
+    """An import's account in words: the first rows that were dropped or shortened, and columns without a place."""
+    say(summary)
+    for name, rows in done["unused_columns"].items():
         say(f"the column {name} of {rows} rows has no place in a chat")
-    print_table(("FILE", "ROW", "WHY"), [(one.file, one.row, one.reason) for one in done.dropped[:20]], empty="")
+    rows = [(one["file"], one["row"], "dropped", one["reason"]) for one in done["dropped"]]
+    rows += [(one["file"], one["row"], "kept without", one["reason"]) for one in done["trimmed"]]
+    print_table(("FILE", "ROW", "WHAT", "WHY"), rows[:20], empty="")
+
+
+def named_columns(given: list[str]) -> dict[str, str]:
+    """ROLE=NAME words as a mapping."""
+    return dict(one.partition("=")[::2] for one in given)
 
 
 def split(
@@ -125,19 +161,16 @@ def _shares(text: str) -> list[float]:
     return [int(part) / 100 for part in parts]
 
 
-def _columns(given: list[str]) -> "Mapped | None":
-    from smedje.data.importers import Mapped
-
-    pairs = dict(one.partition("=")[::2] for one in given)
-    if not pairs:
-        return None
-    if not {"user", "assistant"} <= pairs.keys() <= {"user", "assistant", "system"} or not all(pairs.values()):
-        raise InvalidRequest(
-            "--column needs user=NAME and assistant=NAME, and may have system=NAME.",
-            code="invalid_value",
-            param="column",
-        )
-    return Mapped(user=pairs["user"], assistant=pairs["assistant"], system=pairs.get("system"))
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file that is there only when it was written to its end."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as sink:
+            yield sink
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _check_out(source: Path, out: Path) -> None:

@@ -83,7 +83,7 @@ def is_preference_file(path: Path) -> bool:
 def parse_pairs(path: Path) -> Iterator[PairLine]:
     """Every line of a file with its pair or its problems."""
     for line in read_lines(path):
-        yield _parse(line)
+        yield parse_pair(line)
 
 
 def validate_preferences(path: Path) -> Report:
@@ -197,7 +197,8 @@ def _characters(examples: list[ChatExample], role: str) -> array[int]:
     return array("I", [len(m.content or "") for e in examples for m in e.messages if m.role == role])
 
 
-def _parse(line: Line) -> PairLine:
+def parse_pair(line: Line) -> PairLine:
+    """What one line is: its pair, or its problems."""
     raw = line.raw or b""
     if line.blank:
         blank = Problem(line.number, "$", "blank_line", "warning", "The line is blank.", "Remove it.")
