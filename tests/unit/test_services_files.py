@@ -9,13 +9,16 @@ import pytest
 from tests.api_server import chat_lines
 from tests.store_rows import add_project
 
-from smedje.domain.files import File, FilePurpose, FileStatus, content_key, report_key
+from smedje.domain.files import File, FilePurpose, FileStatus, content_key, pending_key, report_key
 from smedje.domain.projects import Project
-from smedje.errors import InvalidRequest, NotFound, SmedjeError, Unavailable
+from smedje.domain.quotas import Limit, Quota
+from smedje.errors import InvalidRequest, LimitExceeded, NotFound, SmedjeError, Unavailable
 from smedje.objects.store import open_objects
 from smedje.services import files as service
+from smedje.services import uploads
 from smedje.services.context import Context
 from smedje.store import files as rows
+from smedje.store import quotas as quota_rows
 from smedje.store.database import Database
 
 FORM = service.FileForm(filename="train.jsonl", purpose="fine-tune")
@@ -166,3 +169,78 @@ def test_only_training_files_have_a_report(ctx: Context, project: Project) -> No
         rows.insert_file(tx, replace(file, id="file-results", purpose=FilePurpose.FINE_TUNE_RESULTS))
     with pytest.raises(NotFound, match="only training files"):
         service.read_report(ctx, project, "file-results")
+
+
+def test_what_a_killed_server_half_recorded_or_half_deleted_is_undone(ctx: Context, project: Project) -> None:
+    """Bytes and reports without a file go, also those of a deletion; a file that was recorded stays whole."""
+    kept = upload(ctx, project, chat_lines(10))
+    other = upload(ctx, project, chat_lines(11))
+    for file in (kept, other):
+        # What a kill leaves before the note is taken away, and after a deletion was recorded.
+        ctx.objects.put(pending_key(file.id), f'{{"project_id": "{project.id}", "sha256": "{file.sha256}"}}'.encode())
+    with ctx.database.transaction() as tx:
+        rows.delete_file(tx, project.id, other.id)
+    content = chat_lines(12)
+    digest = hashlib.sha256(content).hexdigest()
+    ctx.objects.put(content_key(digest), content)
+    ctx.objects.put(report_key("file-never"), b"{}")
+    ctx.objects.put(pending_key("file-never"), f'{{"project_id": "{project.id}", "sha256": "{digest}"}}'.encode())
+    service.sweep(ctx)
+    assert stored(ctx) == {content_key(kept.sha256), report_key(kept.id)}
+
+
+def test_parts_count_as_stored_until_they_are_a_file(ctx: Context, project: Project) -> None:
+    """What an upload promises takes room; completed it counts once, cancelled or expired not at all."""
+    content = chat_lines(20)
+    with ctx.database.transaction() as tx:
+        quota_rows.put_quota(
+            tx,
+            Quota(
+                project_id=project.id,
+                deployment="",
+                name=Limit.STORED_BYTES,
+                value=2 * len(content),
+                updated_at=0,
+            ),
+        )
+
+    def begin(at: Context = ctx) -> str:
+        return uploads.create_upload(at, project, FORM, size=len(content), mime_type="text/jsonl").id
+
+    first, second = begin(), begin()
+    with pytest.raises(LimitExceeded, match="stored_bytes"):
+        begin()
+    with pytest.raises(LimitExceeded):
+        upload(ctx, project, content)
+    uploads.cancel_upload(ctx, project, second)
+    part = uploads.PartWriter(ctx, project, first)
+    part.write(content)
+    done = uploads.complete_upload(ctx, project, first, part_ids=[part.finish().id])
+    assert done[1].status is FileStatus.PROCESSED
+    begin()
+    with pytest.raises(LimitExceeded):
+        begin()
+    begin(replace(ctx, now=lambda: 1000.5 + uploads.LIFE_SECONDS + 1))
+
+
+def test_parts_beyond_twice_the_promise_are_refused(ctx: Context, project: Project) -> None:
+    """A part may be sent again when its answer was lost; without end it may not."""
+    begun = uploads.create_upload(ctx, project, FORM, size=10, mime_type="text/jsonl")
+    for number in range(3):
+        part = uploads.PartWriter(ctx, project, begun.id)
+        part.write(b"0123456789")
+        if number < 2:
+            part.finish()
+        else:
+            with pytest.raises(InvalidRequest, match="30 bytes; it was created for 10"):
+                part.finish()
+    assert len([key for key in stored(ctx) if "/parts/" in key]) == 2
+
+
+def test_start_up_takes_away_parts_of_ended_uploads(ctx: Context, project: Project) -> None:
+    """A server that was killed between the end of an upload and the removal of its parts."""
+    begun = uploads.create_upload(ctx, project, FORM, size=4, mime_type="text/jsonl")
+    uploads.cancel_upload(ctx, project, begun.id)
+    ctx.objects.put(f"uploads/{begun.id}/parts/part_left", b"left")
+    assert uploads.sweep_uploads(ctx) == 1
+    assert stored(ctx) == {f"uploads/{begun.id}/record.json"}

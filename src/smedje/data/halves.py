@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from smedje.data.scan import Segment, next_line, scan_range
+from smedje.objects.machine import usable_cores
 
 # Below this, starting interpreters costs more than it saves.
 WORTH_BYTES = 24 * 1024 * 1024
@@ -23,8 +24,7 @@ _DECODER = msgspec.msgpack.Decoder(Segment)
 
 def worthwhile_processes(size: int) -> int:
     """How many processes are worth it for a file of `size` bytes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_PROCESSES, cores) if size >= WORTH_BYTES else 1
+    return min(MOST_PROCESSES, usable_cores()) if size >= WORTH_BYTES else 1
 
 
 def scan_file(path: Path, size: int, *, processes: int) -> list[Segment]:
@@ -57,11 +57,14 @@ def find_copies(segments: Sequence[Segment], starts: Sequence[int]) -> Iterator[
     yield from copies
 
 
+def child_environment() -> dict[str, str]:
+    """This process's environment without the server's settings: rules of a file need no secret."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SMEDJE_")}
+
+
 def _child(path: Path, start: int, end: int) -> "subprocess.Popen[bytes]":
-    # Rules of a file need no secret of the server.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SMEDJE_")}
     command = [sys.executable, "-m", "smedje.data.scan", str(path.absolute()), str(start), str(end)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=child_environment())
 
 
 def _segment(child: "subprocess.Popen[bytes]", path: Path, span: tuple[int, int]) -> Segment:

@@ -55,6 +55,11 @@ def lineage_key(file_id: str) -> str:
     return f"lineage/{file_id}.json"
 
 
+def pending_key(file_id: str) -> str:
+    """Where it is noted that a file is being recorded or deleted, so that a killed server's half of it is undone."""
+    return f"pending/{file_id}"
+
+
 def report_key(file_id: str) -> str:
     """Where a file's data report lives."""
     return f"reports/{file_id}.json"

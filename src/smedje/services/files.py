@@ -14,10 +14,18 @@ from typing import Any
 
 import msgspec
 
-from smedje.data.preference import is_preference_file, validate_preferences
+from smedje.data.apart import check_file
 from smedje.data.report import Report, report_to_json
-from smedje.data.validate import validate_file
-from smedje.domain.files import File, FilePurpose, FileStatus, content_key, insights_key, lineage_key, report_key
+from smedje.domain.files import (
+    File,
+    FilePurpose,
+    FileStatus,
+    content_key,
+    insights_key,
+    lineage_key,
+    pending_key,
+    report_key,
+)
 from smedje.domain.ids import FILE, new_id
 from smedje.domain.projects import Project
 from smedje.domain.quotas import Limit
@@ -30,6 +38,7 @@ from smedje.store import files as store
 LIMIT_BYTES = 512 * 1024 * 1024
 LONGEST_NAME = 255
 INCOMING = "incoming/"
+PENDING = "pending"
 UPLOAD_PURPOSES = (FilePurpose.FINE_TUNE,)
 SHORTEST_LIFE, LONGEST_LIFE = 3600, 2_592_000
 SHOWN_PROBLEMS = 3
@@ -85,12 +94,21 @@ class Upload:
             file = self._described(project, form)
             self._open.close()
             self._landed = True
-            self._ctx.objects.rename(self._key, content_key(file.sha256))
-            self._landed = False
         except BaseException:
             self.abort()
             raise
-        return _validated(self._ctx, file)
+        _note(self._ctx, file)
+        try:
+            self._ctx.objects.rename(self._key, content_key(file.sha256))
+            self._landed = False
+            known = _validated(self._ctx, file)
+        except BaseException:
+            self.abort()
+            with suppress(SmedjeError):
+                _settle(self._ctx, file.id, _Pending(project_id=file.project_id, sha256=file.sha256))
+            raise
+        self._ctx.objects.delete(pending_key(file.id))
+        return known
 
     def _described(self, project: Project, form: FileForm) -> File:
         purpose = check_purpose(form.purpose)
@@ -152,14 +170,12 @@ def read_report(ctx: Context, project: Project, file_id: str) -> bytes:
 def delete_file(ctx: Context, project: Project, file_id: str) -> None:
     """Forget a file; its bytes go unless another file has the same. Raises NotFound."""
     file = get_file(ctx, project, file_id)
+    _note(ctx, file)
     with ctx.database.transaction() as tx:
-        store.delete_file(tx, project.id, file.id)
-        # Inside the transaction, so that an upload of the same bytes cannot be recorded in between.
-        if not store.digest_in_use(tx, file.sha256):
-            ctx.objects.delete(content_key(file.sha256))
-        record_in(ctx, tx, "file.deleted", project.id, file.id)
-    for key in (report_key(file.id), insights_key(file.id), lineage_key(file.id)):
-        ctx.objects.delete(key)
+        gone = store.delete_file(tx, project.id, file.id)
+        if gone:
+            record_in(ctx, tx, "file.deleted", project.id, file.id)
+    _settle(ctx, file.id, _Pending(project_id=file.project_id, sha256=file.sha256))
 
 
 def sweep(ctx: Context) -> int:
@@ -169,7 +185,12 @@ def sweep(ctx: Context) -> int:
     left += [found for found in ctx.objects.list("uploads") if found.key.endswith("/completing")]
     for found in left:
         ctx.objects.delete(found.key)
-    return len(left) + ctx.objects.sweep(older_than_seconds=0)
+    noted = ctx.objects.list(PENDING)
+    for found in noted:
+        with suppress(msgspec.DecodeError):
+            pending = msgspec.json.decode(ctx.objects.get(found.key), type=_Pending)
+            _settle(ctx, found.key.removeprefix(f"{PENDING}/"), pending)
+    return len(left) + len(noted) + ctx.objects.sweep(older_than_seconds=0)
 
 
 def too_large(limit: int) -> TooLarge:
@@ -226,27 +247,44 @@ def local_bytes(ctx: Context, file: File) -> Path:
 
 
 def _validated(ctx: Context, file: File) -> File:
-    """Validate bytes that lie in their place and record the file; on failure nothing of it stays."""
-    try:
-        path = local_bytes(ctx, file)
-        report = validate_preferences(path) if is_preference_file(path) else validate_file(path)
-        ctx.objects.put(report_key(file.id), report_to_json(report))
-        details = _what_is_wrong(report)
-        known = replace(
-            file,
-            status=FileStatus.ERROR if details else FileStatus.PROCESSED,
-            status_details=details,
-            examples=report.statistics.examples,
-        )
-        _insert(ctx, known)
-    except BaseException:
-        with ctx.database.transaction() as tx:
-            if not store.digest_in_use(tx, file.sha256):
-                ctx.objects.delete(content_key(file.sha256))
-        with suppress(SmedjeError):
-            ctx.objects.delete(report_key(file.id))
-        raise
+    """Validate bytes that lie in their place, and record the file."""
+    report = check_file(local_bytes(ctx, file))
+    ctx.objects.put(report_key(file.id), report_to_json(report))
+    details = _what_is_wrong(report)
+    known = replace(
+        file,
+        status=FileStatus.ERROR if details else FileStatus.PROCESSED,
+        status_details=details,
+        examples=report.statistics.examples,
+    )
+    _insert(ctx, known)
     return known
+
+
+class _Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is being recorded or deleted."""
+
+    project_id: str
+    sha256: str
+
+
+def _note(ctx: Context, file: File) -> None:
+    body = _Pending(project_id=file.project_id, sha256=file.sha256)
+    ctx.objects.put(pending_key(file.id), msgspec.json.encode(body))
+
+
+def _settle(ctx: Context, file_id: str, pending: _Pending) -> None:
+    """Of a file that is not recorded, remove everything; of one that is, nothing. Its note goes either way."""
+    with ctx.database.transaction() as tx:
+        kept = store.get_file(tx, pending.project_id, file_id) is not None
+        # Inside the transaction, so that an upload of the same bytes cannot be recorded in between.
+        if not store.digest_in_use(tx, pending.sha256):
+            ctx.objects.delete(content_key(pending.sha256))
+    if not kept:
+        for key in (report_key(file_id), insights_key(file_id), lineage_key(file_id)):
+            with suppress(SmedjeError):
+                ctx.objects.delete(key)
+    ctx.objects.delete(pending_key(file_id))
 
 
 def _what_is_wrong(report: Report) -> str | None:

@@ -19,6 +19,7 @@ from smedje.services.access import demand_here
 from smedje.services.audit import Subject, record
 from smedje.services.context import Context
 from smedje.services.costs import spent
+from smedje.services.upload_records import promised_bytes
 from smedje.store import deployments as deployment_rows
 from smedje.store import projects as project_rows
 from smedje.store import quotas as store
@@ -61,6 +62,8 @@ def list_quotas(ctx: Context, caller: Principal) -> list[QuotaState]:
     with ctx.database.transaction() as tx:
         found = store.list_quotas(tx, caller.project.id)
         used = _used(ctx, tx, caller.project.id, now) if found else {}
+        if any(one.name is Limit.STORED_BYTES for one in found):
+            used[Limit.STORED_BYTES] += promised_bytes(ctx, caller.project.id)
     return [QuotaState(quota=one, used=None if one.name in RATES else used[one.name]) for one in found]
 
 
@@ -110,6 +113,8 @@ def check_room(ctx: Context, tx: Connection, project_id: str, name: Limit, more:
         return
     project_rows.lock_project(tx, project_id)
     used = _used(ctx, tx, project_id, ctx.seconds())[name]
+    if name is Limit.STORED_BYTES:
+        used += promised_bytes(ctx, project_id)
     if used + more > value:
         raise refusal(name, value=value, used=used, more=more)
 

@@ -1,55 +1,42 @@
 """Large files in parts: created, filled in any order and in parallel, then completed into one file, or cancelled.
 
-State is objects alone, `uploads/<id>/...`: a record, and each part under its id. Knows nothing of HTTP or forms.
+Knows nothing of HTTP or forms; where an upload's objects lie is in upload_records.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from enum import StrEnum
-from typing import Annotated
 
 import msgspec
 
 from smedje.domain.files import File
 from smedje.domain.ids import is_id, new_id
 from smedje.domain.projects import Project
-from smedje.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from smedje.domain.quotas import Limit
+from smedje.errors import Conflict, InvalidRequest, NotFound, SmedjeError, TooLarge
 from smedje.services import files as file_service
 from smedje.services.context import Context
+from smedje.services.quotas import check_room
+from smedje.services.upload_records import (
+    UploadRecord,
+    UploadStatus,
+    completing_key,
+    held_uploads,
+    part_bytes,
+    parts_prefix,
+    read_record,
+    record_key,
+    save_record,
+)
 
 UPLOAD = "upload_"
 PART = "part_"
-FOLDER = "uploads"
 PART_BYTES = 64 * 1024 * 1024
 LIMIT_BYTES = 8 * 1024 * 1024 * 1024
 LIFE_SECONDS = 3600
 MOST_PARTS = 10_000
-
-
-class UploadStatus(StrEnum):
-    """OpenAI's states of an upload. Only a pending one takes parts."""
-
-    PENDING = "pending"
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
-class UploadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One upload. bytes: what the parts must add up to. lifetime: of the file, in seconds from its making."""
-
-    id: str
-    project_id: str
-    filename: str
-    purpose: str
-    bytes: Annotated[int, msgspec.Meta(ge=1)]
-    mime_type: str
-    created_at: int
-    expires_at: int
-    status: UploadStatus = UploadStatus.PENDING
-    lifetime: int | None = None
-    file_id: str | None = None
+# A part whose answer was lost is sent again, so more may lie there than was promised; not without end.
+MOST_TIMES = 2
 
 
 class UploadPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,15 +76,27 @@ class PartWriter:
         self._open.__exit__(file_service.Abandoned, file_service.Abandoned(), None)
 
     def finish(self) -> UploadPart:
-        """The part, whole in storage. Raises InvalidRequest for an empty one, Conflict when the upload has ended."""
+        """The part, whole in storage.
+
+        Raises InvalidRequest for an empty one or one too many, Conflict when the upload has ended.
+        """
         if self._bytes == 0:
             self.abort()
             raise InvalidRequest("The part is empty.", code="empty_part", param="data")
         self._open.close()
+        upload_id = self._part.upload_id
         try:
-            _pending(self._ctx, self._project, self._part.upload_id)
-        except Conflict:
-            self._ctx.objects.delete(_part_key(self._part.upload_id, self._part.id))
+            record = _pending(self._ctx, self._project, upload_id)
+            found = part_bytes(self._ctx, upload_id)
+            if found > MOST_TIMES * record.bytes:
+                raise InvalidRequest(
+                    f"With this part {upload_id} would hold {found} bytes; it was created for {record.bytes}. "
+                    "Complete it, or cancel it and create a new one.",
+                    code="upload_size_mismatch",
+                    param="data",
+                )
+        except SmedjeError:
+            self._ctx.objects.delete(_part_key(upload_id, self._part.id))
             raise
         return self._part
 
@@ -105,7 +104,10 @@ class PartWriter:
 def create_upload(
     ctx: Context, project: Project, form: file_service.FileForm, *, size: int, mime_type: str
 ) -> UploadRecord:
-    """A pending upload of `size` bytes that lives for an hour. Raises InvalidRequest; TooLarge above 8 GiB."""
+    """A pending upload of `size` bytes that lives for an hour.
+
+    Raises InvalidRequest; TooLarge above 8 GiB; LimitExceeded when the project may not store so much.
+    """
     sweep_uploads(ctx)
     if not 1 <= size <= LIMIT_BYTES:
         raise TooLarge(
@@ -123,7 +125,10 @@ def create_upload(
         expires_at=now + LIFE_SECONDS,
         lifetime=None if form.lifetime is None else file_service.check_lifetime(form.lifetime),
     )
-    _save(ctx, record)
+    with ctx.database.transaction() as tx:
+        check_room(ctx, tx, project.id, Limit.STORED_BYTES, size)
+        # Inside, so that the next one to ask counts this one.
+        save_record(ctx, record)
     return record
 
 
@@ -138,7 +143,7 @@ def complete_upload(
     record = _pending(ctx, project, upload_id)
     if not part_ids or len(part_ids) > MOST_PARTS:
         raise InvalidRequest(f"Name 1 to {MOST_PARTS} parts in part_ids.", code="invalid_parts", param="part_ids")
-    mark = f"{FOLDER}/{upload_id}/completing"
+    mark = completing_key(upload_id)
     try:
         ctx.objects.put(mark, b"", create_only=True)
     except Conflict as error:
@@ -146,30 +151,30 @@ def complete_upload(
     try:
         file = _join(ctx, project, record, part_ids, md5)
         done = msgspec.structs.replace(record, status=UploadStatus.COMPLETED, file_id=file.id)
-        _save(ctx, done)
+        save_record(ctx, done)
     finally:
         ctx.objects.delete(mark)
-    ctx.objects.delete_prefix(f"{FOLDER}/{upload_id}/parts")
+    ctx.objects.delete_prefix(parts_prefix(upload_id))
     return done, file
 
 
 def cancel_upload(ctx: Context, project: Project, upload_id: str) -> UploadRecord:
     """End an upload; its parts go. Raises NotFound; Conflict when it is not pending."""
     record = msgspec.structs.replace(_pending(ctx, project, upload_id), status=UploadStatus.CANCELLED)
-    _save(ctx, record)
-    ctx.objects.delete_prefix(f"{FOLDER}/{upload_id}/parts")
+    save_record(ctx, record)
+    ctx.objects.delete_prefix(parts_prefix(upload_id))
     return record
 
 
 def sweep_uploads(ctx: Context) -> int:
-    """Remove uploads whose hour is over, ended ones too; returns how many."""
+    """Remove uploads whose hour is over, and parts of ended ones that a killed server left; returns how many."""
     swept = 0
-    for found in ctx.objects.list(FOLDER):
-        if found.key.endswith("/record.json"):
-            record = _decode(ctx.objects.get(found.key))
-            if record.expires_at <= ctx.now():
-                ctx.objects.delete_prefix(f"{FOLDER}/{record.id}")
-                swept += 1
+    for held in held_uploads(ctx):
+        over = held.record.expires_at <= ctx.now()
+        if over or (held.record.status is not UploadStatus.PENDING and held.part_bytes):
+            prefix = record_key(held.record.id).rpartition("/")[0] if over else parts_prefix(held.record.id)
+            ctx.objects.delete_prefix(prefix)
+            swept += 1
     return swept
 
 
@@ -216,7 +221,7 @@ def _pending(ctx: Context, project: Project, upload_id: str) -> UploadRecord:
     if not is_id(upload_id, UPLOAD):
         raise missing
     try:
-        record = _decode(ctx.objects.get(_record_key(upload_id)))
+        record = read_record(ctx, upload_id)
     except NotFound:
         raise missing from None
     if record.project_id != project.id:
@@ -229,17 +234,5 @@ def _pending(ctx: Context, project: Project, upload_id: str) -> UploadRecord:
     return record
 
 
-def _decode(raw: bytes) -> UploadRecord:
-    return msgspec.json.decode(raw, type=UploadRecord)
-
-
-def _save(ctx: Context, record: UploadRecord) -> None:
-    ctx.objects.put(_record_key(record.id), msgspec.json.encode(record))
-
-
-def _record_key(upload_id: str) -> str:
-    return f"{FOLDER}/{upload_id}/record.json"
-
-
 def _part_key(upload_id: str, part_id: str) -> str:
-    return f"{FOLDER}/{upload_id}/parts/{part_id}"
+    return f"{parts_prefix(upload_id)}/{part_id}"

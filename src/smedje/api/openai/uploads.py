@@ -17,6 +17,7 @@ from smedje.domain.files import File
 from smedje.errors import InvalidRequest
 from smedje.services import uploads as service
 from smedje.services.files import FileForm
+from smedje.services.upload_records import UploadRecord
 
 PATH = "/v1/uploads"
 PART_PATH = "/v1/uploads/*/parts"
@@ -129,7 +130,7 @@ def _finish(form: FormReader, writer: service.PartWriter) -> service.UploadPart:
     return writer.finish()
 
 
-def _to_object(record: service.UploadRecord, file: File | None = None) -> UploadObject:
+def _to_object(record: UploadRecord, file: File | None = None) -> UploadObject:
     return UploadObject(
         id=record.id,
         bytes=record.bytes,
