@@ -25,6 +25,7 @@ from smedje.services.files import sweep
 from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
 from smedje.services.scheduler import Limits, Scheduler
+from smedje.services.uploads import sweep_uploads
 from smedje.serving.supervisor import EnginePool, EngineSettings
 from smedje.settings import Settings
 from smedje.store.database import Database
@@ -43,6 +44,7 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
     ctx = open_context(settings)
     announce(ensure_defaults(ctx, settings.bootstrap_api_key, LOCATION))
     sweep(ctx)
+    sweep_uploads(ctx)
     executor = LocalExecutor()
     pool = EnginePool(executor, _engine_settings(settings))
     chat = Chat(ctx, pool)
