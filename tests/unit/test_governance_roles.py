@@ -32,7 +32,8 @@ def test_the_documented_table_is_the_one_in_code() -> None:
 def test_an_owner_may_do_all_and_alone_says_who_may() -> None:
     """No other role gives roles; a Contributor does all the rest; each role adds to Reader but the Operator."""
     assert ROLE_PERMISSIONS[Role.OWNER] == frozenset(Permission)
-    assert ROLE_PERMISSIONS[Role.OWNER] - ROLE_PERMISSIONS[Role.CONTRIBUTOR] == {Permission.MEMBERS_WRITE}
+    people = {Permission.MEMBERS_WRITE, Permission.USERS_WRITE}
+    assert ROLE_PERMISSIONS[Role.OWNER] - ROLE_PERMISSIONS[Role.CONTRIBUTOR] == people
     assert ROLE_PERMISSIONS[Role.READER] < ROLE_PERMISSIONS[Role.AI_DEVELOPER] < ROLE_PERMISSIONS[Role.CONTRIBUTOR]
     writes = {one for one in ROLE_PERMISSIONS[Role.DEPLOYMENT_OPERATOR] if not one.value.endswith(".read")}
     assert writes == {Permission.DEPLOYMENTS_WRITE}

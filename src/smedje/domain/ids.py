@@ -9,6 +9,8 @@ HUB = "hub_"
 PROJECT = "proj_"
 KEY = "key_"
 MEMBER = "user_"
+SESSION = "sess_"
+ROLE = "role_"
 AUDIT = "audit-"
 RESERVATION = "rsv-"
 FILE = "file-"
@@ -19,6 +21,7 @@ CHECKPOINT = "ftckpt_"
 DEPLOYMENT = "dep-"
 USAGE = "use-"
 COMPLETION = "chatcmpl-"
+CALL = "call_"
 
 
 def new_id(prefix: str) -> str:

@@ -1,94 +1,19 @@
-"""Hubs, projects, members, API keys, roles and permissions. Every other noun belongs to a project, a project to a hub.
+"""Hubs, projects, members, API keys, and who is calling. Every other noun belongs to a project, a project to a hub.
 
-Holds the one table of what a role may do; knows nothing of requests or of how keys are kept.
+Knows where roles hold; what they allow stands in `roles.py`. Knows nothing of requests or of how keys are kept.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
-class Permission(StrEnum):
-    """What a route may need. A route names exactly one; a role grants a set of them."""
-
-    FILES_READ = "files.read"
-    FILES_WRITE = "files.write"
-    JOBS_READ = "jobs.read"
-    JOBS_WRITE = "jobs.write"
-    MODELS_READ = "models.read"
-    MODELS_DELETE = "models.delete"
-    DEPLOYMENTS_READ = "deployments.read"
-    DEPLOYMENTS_WRITE = "deployments.write"
-    CHAT = "chat"
-    USAGE_READ = "usage.read"
-    PROJECT_READ = "project.read"
-    PROJECT_WRITE = "project.write"
-    PROJECTS_CREATE = "projects.create"
-    HUBS_READ = "hubs.read"
-    HUBS_WRITE = "hubs.write"
-    MEMBERS_READ = "members.read"
-    MEMBERS_WRITE = "members.write"
-    KEYS_READ = "keys.read"
-    KEYS_WRITE = "keys.write"
-    QUOTAS_READ = "quotas.read"
-    QUOTAS_WRITE = "quotas.write"
-    PRICES_WRITE = "prices.write"
-    AUDIT_READ = "audit.read"
-
-
-# Asked about a hub, or about all of them: a route lets pass whoever holds one anywhere, its service looks closer.
-HUB_LEVEL = frozenset(
-    {Permission.PROJECTS_CREATE, Permission.HUBS_READ, Permission.HUBS_WRITE, Permission.PRICES_WRITE}
-)
-
-
-class Role(StrEnum):
-    """A named set of permissions that a key or a member carries, after Azure's roles for hubs and projects."""
-
-    OWNER = "owner"
-    CONTRIBUTOR = "contributor"
-    AI_DEVELOPER = "ai_developer"
-    DEPLOYMENT_OPERATOR = "deployment_operator"
-    READER = "reader"
-
-
-ROLE_NAMES: dict[Role, str] = {
-    Role.OWNER: "Owner",
-    Role.CONTRIBUTOR: "Contributor",
-    Role.AI_DEVELOPER: "Azure AI Developer",
-    Role.DEPLOYMENT_OPERATOR: "Azure AI Inference Deployment Operator",
-    Role.READER: "Reader",
-}
-
-_CONTRIBUTOR = frozenset(Permission) - {Permission.MEMBERS_WRITE}
-_NOT_DEVELOPER = {
-    Permission.HUBS_WRITE,
-    Permission.PROJECT_WRITE,
-    Permission.KEYS_READ,
-    Permission.KEYS_WRITE,
-    Permission.QUOTAS_WRITE,
-    Permission.PRICES_WRITE,
-    Permission.AUDIT_READ,
-}
-_NOT_READER = {Permission.KEYS_READ, Permission.AUDIT_READ}
-
-# Azure's documents: an Owner may do all; a Contributor all but decide who may; a Developer builds but manages neither
-# hubs nor keys; an Operator creates deployments; a Reader reads.
-ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
-    Role.OWNER: frozenset(Permission),
-    Role.CONTRIBUTOR: _CONTRIBUTOR,
-    Role.AI_DEVELOPER: _CONTRIBUTOR - _NOT_DEVELOPER,
-    Role.DEPLOYMENT_OPERATOR: frozenset(
-        {
-            Permission.DEPLOYMENTS_READ,
-            Permission.DEPLOYMENTS_WRITE,
-            Permission.MODELS_READ,
-            Permission.PROJECT_READ,
-            Permission.HUBS_READ,
-        }
-    ),
-    Role.READER: frozenset(one for one in Permission if one.value.endswith(".read")) - _NOT_READER,
-}
+from smedje.domain.roles import HUB_LEVEL as HUB_LEVEL
+from smedje.domain.roles import ROLE_NAMES as ROLE_NAMES
+from smedje.domain.roles import ROLE_PERMISSIONS as ROLE_PERMISSIONS
+from smedje.domain.roles import AnyRole, permissions_of, role_title
+from smedje.domain.roles import Permission as Permission
+from smedje.domain.roles import Role as Role
+from smedje.domain.roles import holders as holders
 
 
 class Scope(StrEnum):
@@ -137,14 +62,37 @@ class Project:
     deleted_at: int | None = None
 
 
+class MemberKind(StrEnum):
+    """Whether somebody can sign in with it, or only keys belong to it."""
+
+    PERSON = "person"
+    SERVICE = "service"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A person, known by e-mail address; what they may do stands in their assignments."""
+    """A person or a service identity, known by an address; what they may do stands in their assignments.
+
+    issuer, subject: how an identity provider knows the person, once they have signed in by it. A disabled member can
+    neither sign in nor use a key.
+    """
 
     id: str
     email: str
     name: str
     created_at: int
+    kind: MemberKind = MemberKind.PERSON
+    issuer: str | None = None
+    subject: str | None = None
+    disabled_at: int | None = None
+    last_sign_in_at: int | None = None
+
+
+class Origin(StrEnum):
+    """Where a role comes from: somebody gave it, or an identity provider's groups map to it."""
+
+    GIVEN = "given"
+    MAPPED = "mapped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +102,25 @@ class Assignment:
     member_id: str
     hub_id: str
     project_id: str | None
-    role: Role
+    role: AnyRole
     created_at: int
+    origin: Origin = Origin.GIVEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Somebody who is signed in with a browser. The cookie's secret is kept only as its SHA-256, and not here.
+
+    project_id: where the session acts when a request does not say.
+    """
+
+    id: str
+    member_id: str
+    project_id: str | None
+    created_at: int
+    expires_at: int
+    last_used_at: int
+    ended_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +135,7 @@ class ApiKey:
     id: str
     project_id: str
     name: str
-    role: Role
+    role: AnyRole
     prefix: str
     last_four: str
     created_at: int
@@ -186,7 +151,7 @@ class ApiKey:
 class Grant:
     """A role and where it holds. hub_id None: everywhere. project_id None: in the whole hub."""
 
-    role: Role
+    role: AnyRole
     hub_id: str | None = None
     project_id: str | None = None
 
@@ -199,14 +164,14 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who is calling: the key's id and role, the project it acts in, and where its roles hold.
+    """Who is calling: the id of the key or browser session, its role, the project it acts in, where its roles hold.
 
     role: what the key itself allows, the ceiling of everything. grants: None means this role in this project.
     narrowed: the only permissions that the key was given, None for all of its role.
     """
 
     key_id: str
-    role: Role
+    role: AnyRole
     project: Project
     grants: tuple[Grant, ...] | None = None
     narrowed: frozenset[Permission] | None = None
@@ -219,13 +184,13 @@ class Principal:
     def may_in(self, permission: Permission, hub_id: str | None, project_id: str | None = None) -> bool:
         """Whether the caller holds the permission in a project, a hub, or (neither given) for the whole server."""
         return self._key_allows(permission) and any(
-            permission in ROLE_PERMISSIONS[grant.role] for grant in self._grants() if grant.covers(hub_id, project_id)
+            permission in permissions_of(grant.role) for grant in self._grants() if grant.covers(hub_id, project_id)
         )
 
     def may_somewhere(self, permission: Permission) -> bool:
         """Whether there is any place in which the caller holds the permission."""
         return self._key_allows(permission) and any(
-            permission in ROLE_PERMISSIONS[grant.role] for grant in self._grants()
+            permission in permissions_of(grant.role) for grant in self._grants()
         )
 
     def knows_hub(self, hub_id: str) -> bool:
@@ -235,7 +200,8 @@ class Principal:
     def role_names(self, hub_id: str | None, project_id: str | None = None) -> str:
         """The caller's roles there, in words."""
         found = {grant.role for grant in self._grants() if grant.covers(hub_id, project_id)}
-        return " and ".join(ROLE_NAMES[role] for role in Role if role in found) or "none"
+        order = [*(role for role in Role if role in found), *sorted(found - set(Role), key=role_title)]
+        return " and ".join(role_title(role) for role in order) or "none"
 
     def _grants(self) -> tuple[Grant, ...]:
         if self.grants is not None:
@@ -243,11 +209,5 @@ class Principal:
         return (Grant(role=self.role, hub_id=self.project.hub_id, project_id=self.project.id),)
 
     def _key_allows(self, permission: Permission) -> bool:
-        allowed = permission in ROLE_PERMISSIONS[self.role]
+        allowed = permission in permissions_of(self.role)
         return allowed and (self.narrowed is None or permission in self.narrowed)
-
-
-def holders(permission: Permission) -> str:
-    """The roles that have a permission, in words."""
-    names = [ROLE_NAMES[role] for role in Role if permission in ROLE_PERMISSIONS[role]]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -6,15 +6,8 @@ Knows who may; how secrets look and how a caller is found by one stands in `serv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from smedje.domain.projects import (
-    ROLE_NAMES,
-    ROLE_PERMISSIONS,
-    ApiKey,
-    Permission,
-    Principal,
-    Role,
-    Scope,
-)
+from smedje.domain.projects import ApiKey, Permission, Principal, Scope
+from smedje.domain.roles import permissions_of, role_title
 from smedje.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from smedje.services.access import demand
 from smedje.services.audit import record_in
@@ -22,6 +15,7 @@ from smedje.services.context import Context
 from smedje.services.hubs import clean_text
 from smedje.services.members import member_here
 from smedje.services.projects import described, new_secret, secret_digest
+from smedje.services.roles import find_role
 from smedje.store import projects as store
 
 GRACE_SECONDS = 24 * 3600
@@ -34,12 +28,13 @@ LONGEST_NAME = 100
 class KeyForm:
     """What a caller says about a new key.
 
-    role: None for the member's own role. member: address or id of whose key it is, None for a service.
+    role: a built-in role's word or the name of one of the hub's own, None for the member's own role.
+    member: address or id of whose key it is, None for a service without a name of its own.
     permissions: narrower than the role. lifetime: seconds.
     """
 
     name: str
-    role: Role | None = None
+    role: str | None = None
     scope: Scope = Scope.PROJECT
     member: str | None = None
     permissions: Sequence[str] | None = None
@@ -66,9 +61,11 @@ def create_key(ctx: Context, caller: Principal, form: KeyForm) -> tuple[ApiKey, 
     secret, now = new_secret(), ctx.seconds()
     with ctx.database.transaction() as tx:
         owner = None if form.member is None else member_here(tx, caller, form.member)
-        role = form.role or (owner.assignment.role if owner is not None else None)
-        if role is None:
+        if form.role is None and owner is None:
             raise InvalidRequest("A key without a member needs a role.", code="missing_field", param="role")
+        role = (
+            owner.assignment.role if owner and not form.role else find_role(tx, caller.project.hub_id, form.role or "")
+        )
         key = replace(
             described(caller.project, secret, name=clean_text(form.name, "name"), now=now, role=role),
             expires_at=None if form.lifetime is None else now + form.lifetime,
@@ -135,11 +132,12 @@ def _refuse_stronger(caller: Principal, key: ApiKey) -> None:
     hub_id = caller.project.hub_id if key.scope is not Scope.SERVER else None
     project_id = caller.project.id if key.scope is Scope.PROJECT else None
     demand(caller, Permission.KEYS_WRITE, hub_id=hub_id, project_id=project_id)
-    wanted = ROLE_PERMISSIONS[key.role] if key.permissions is None else ROLE_PERMISSIONS[key.role] & key.permissions
+    wanted = permissions_of(key.role)
+    wanted = wanted if key.permissions is None else wanted & key.permissions
     beyond = sorted(one.value for one in wanted if not caller.may_in(one, hub_id, project_id))
     if beyond:
         raise PermissionDenied(
-            f"The role {ROLE_NAMES[key.role]} includes {beyond[0]}, which you do not have yourself. No key may be "
+            f"The role {role_title(key.role)} includes {beyond[0]}, which you do not have yourself. No key may be "
             "stronger than whoever makes, rotates or revokes it. Ask an owner.",
             code="key_too_strong",
             param="role",

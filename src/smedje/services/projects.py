@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from smedje.domain.ids import HUB, KEY, PROJECT, new_id
 from smedje.domain.projects import ApiKey, Grant, Hub, Principal, Project, Role, Scope
+from smedje.domain.roles import AnyRole
 from smedje.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound, PermissionDenied
 from smedje.services.context import Context
 from smedje.store import members as member_rows
@@ -117,6 +118,9 @@ def authenticate(ctx: Context, secret: str, *, wanted: str | None = None) -> Pri
             raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} was revoked.", code="api_key_revoked")
         if key.expires_at is not None and key.expires_at <= ctx.now():
             raise AuthenticationFailed(f"The API key {key.prefix}…{key.last_four} has expired.", code="api_key_expired")
+        owner = None if key.member_id is None else member_rows.find_member(tx, key.member_id)
+        if owner is not None and owner.disabled_at is not None:
+            raise AuthenticationFailed(f"{owner.email}, whose key this is, is disabled.", code="user_disabled")
         grants = _grants(tx, key, home)
         project = home if wanted in (None, "", home.id, home.name) else _wanted_project(tx, home, grants, str(wanted))
         if key.last_used_at is None or key.last_used_at <= now - USE_SECONDS:
@@ -238,7 +242,7 @@ def _check_bootstrap_key(secret: str) -> None:
         )
 
 
-def described(project: Project, secret: str, *, name: str, now: int, role: Role) -> ApiKey:
+def described(project: Project, secret: str, *, name: str, now: int, role: AnyRole) -> ApiKey:
     """A key as it is kept, for a secret that was just made."""
     return ApiKey(
         id=new_id(KEY),

@@ -6,9 +6,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, or_, select, update
 
 from smedje.domain.jobs import TERMINAL
-from smedje.domain.projects import ApiKey, Hub, Permission, Project, Role, Scope
+from smedje.domain.projects import ApiKey, Hub, Permission, Project, Scope
 from smedje.errors import Conflict
 from smedje.store.paging import insert_if_new
+from smedje.store.roles import kept, role_of
 from smedje.store.tables import api_keys, deployments, files, fine_tuned_models, hubs, jobs, projects
 
 
@@ -85,20 +86,21 @@ def contents(tx: Connection, project_id: str) -> dict[str, int]:
 def insert_key(tx: Connection, key: ApiKey, sha256: str) -> None:
     """Record a key. sha256: hex digest of its secret. Raises Conflict when that secret is known already."""
     narrowed = None if key.permissions is None else sorted(one.value for one in key.permissions)
-    if not insert_if_new(tx, api_keys, {**asdict(key), "permissions": narrowed, "sha256": sha256}):
+    values = {**vars(key), "role": kept(key.role), "permissions": narrowed, "sha256": sha256}
+    if not insert_if_new(tx, api_keys, values):
         raise Conflict("This API key exists already.", code="key_exists")
 
 
 def find_key(tx: Connection, sha256: str) -> ApiKey | None:
     """The key whose secret has this digest; revoked and expired ones too."""
     row = tx.execute(select(api_keys).where(api_keys.c.sha256 == sha256)).first()
-    return None if row is None else _key(row)
+    return None if row is None else _key(tx, row)
 
 
 def list_keys(tx: Connection, project_id: str) -> list[ApiKey]:
     """A project's keys, newest first; revoked and expired ones too."""
     query = select(api_keys).where(api_keys.c.project_id == project_id).order_by(api_keys.c.seq.desc())
-    return [_key(row) for row in tx.execute(query)]
+    return [_key(tx, row) for row in tx.execute(query)]
 
 
 def revoke_key(tx: Connection, project_id: str, key_id: str, now: int) -> bool:
@@ -111,7 +113,7 @@ def revoke_key(tx: Connection, project_id: str, key_id: str, now: int) -> bool:
 def get_key(tx: Connection, project_id: str, key_id: str) -> ApiKey | None:
     """The project's key with this id; a revoked or expired one too."""
     row = tx.execute(select(api_keys).where(api_keys.c.project_id == project_id, api_keys.c.id == key_id)).first()
-    return None if row is None else _key(row)
+    return None if row is None else _key(tx, row)
 
 
 def end_key(tx: Connection, key_id: str, expires_at: int) -> None:
@@ -143,8 +145,8 @@ def _project(row: Row[Any]) -> Project:
     return Project(**{**values, "tags": row.tags or {}})
 
 
-def _key(row: Row[Any]) -> ApiKey:
+def _key(tx: Connection, row: Row[Any]) -> ApiKey:
     values = row._asdict()
     del values["seq"], values["sha256"]
     narrowed = None if row.permissions is None else frozenset(Permission(one) for one in row.permissions)
-    return ApiKey(**{**values, "role": Role(row.role), "scope": Scope(row.scope), "permissions": narrowed})
+    return ApiKey(**{**values, "role": role_of(tx, row.role), "scope": Scope(row.scope), "permissions": narrowed})

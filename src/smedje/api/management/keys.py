@@ -9,17 +9,18 @@ from smedje.api.auth import CanReadKeys, CanWriteKeys
 from smedje.api.bodies import Body
 from smedje.api.paging import refuse_unknown_query
 from smedje.api.state import Using
-from smedje.domain.projects import ROLE_NAMES, ApiKey, Role, Scope
+from smedje.domain.projects import ApiKey, Scope
+from smedje.domain.roles import role_title, role_word
 from smedje.services import keys as service
 
 router = APIRouter(prefix="/api/keys", tags=["keys"])
 
 
 class KeyBody(Body):
-    """A new key. member: address or id of whose key it is. expires_in: seconds."""
+    """A new key. role: a built-in one, or one of the hub's own. member: address or id of whose. expires_in: seconds."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    role: Role | None = None
+    role: Annotated[str | None, Field(min_length=1, max_length=64)] = None
     scope: Scope = Scope.PROJECT
     member: Annotated[str | None, Field(max_length=256)] = None
     permissions: Annotated[list[str] | None, Field(max_length=100)] = None
@@ -77,8 +78,8 @@ def to_object(key: ApiKey) -> KeyObject:
         id=key.id,
         name=key.name,
         key=f"{key.prefix}…{key.last_four}",
-        role=key.role.value,
-        role_name=ROLE_NAMES[key.role],
+        role=role_word(key.role),
+        role_name=role_title(key.role),
         scope=key.scope.value,
         member_id=key.member_id,
         permissions=None if key.permissions is None else sorted(key.permissions),

@@ -9,7 +9,8 @@ from smedje.api.auth import CanReadMembers, CanWriteMembers
 from smedje.api.bodies import Body
 from smedje.api.paging import refuse_unknown_query
 from smedje.api.state import Using
-from smedje.domain.projects import ROLE_NAMES, Role, Scope
+from smedje.domain.projects import Scope
+from smedje.domain.roles import role_title, role_word
 from smedje.services import members as service
 
 DELETE_QUERY = frozenset({"scope"})
@@ -20,23 +21,26 @@ Place = Literal["project", "hub"]
 
 
 class MemberBody(Body):
-    """A role and where it holds. name: of a person who is not known yet."""
+    """A role and where it holds. role: a built-in one, or one of the hub's own. name: of somebody not known yet."""
 
-    role: Role
+    role: Annotated[str, Field(min_length=1, max_length=64)]
     scope: Place = "project"
     name: Annotated[str | None, Field(max_length=1024)] = None
 
 
 class MemberObject(BaseModel):
-    """A person's role in one place."""
+    """A member's role in one place. kind: person, or service. origin: given, or mapped from a provider's groups."""
 
     id: str
     object: Literal["member"] = "member"
+    kind: str
     email: str
     name: str
     role: str
     role_name: str
     scope: str
+    origin: str
+    disabled: bool
     since: int
 
 
@@ -56,14 +60,17 @@ class MemberRemoved(BaseModel):
 
 
 def to_object(found: service.MemberRole) -> MemberObject:
-    """The wire form of a person's role."""
+    """The wire form of a member's role."""
     return MemberObject(
         id=found.member.id,
         email=found.member.email,
         name=found.member.name,
-        role=found.assignment.role.value,
-        role_name=ROLE_NAMES[found.assignment.role],
+        kind=found.member.kind.value,
+        role=role_word(found.assignment.role),
+        role_name=role_title(found.assignment.role),
         scope=found.scope.value,
+        origin=found.assignment.origin.value,
+        disabled=found.member.disabled_at is not None,
         since=found.assignment.created_at,
     )
 
@@ -77,7 +84,7 @@ def list_members(caller: CanReadMembers, ctx: Using, request: Request) -> Member
 
 @router.put("/{member}")
 def put_member(caller: CanWriteMembers, ctx: Using, member: str, body: MemberBody) -> MemberObject:
-    """Give a person (address or id) a role, in the stead of the one held there before."""
+    """Give a member (address or id) a role, in the stead of the one held there before."""
     found = service.put_member(ctx, caller, member, role=body.role, scope=Scope(body.scope), name=body.name)
     return to_object(found)
 
@@ -86,6 +93,6 @@ def put_member(caller: CanWriteMembers, ctx: Using, member: str, body: MemberBod
 def remove_member(
     caller: CanWriteMembers, ctx: Using, request: Request, member: str, scope: Place = "project"
 ) -> MemberRemoved:
-    """Take a person's role back; keys that rest on it stop working at once."""
+    """Take a member's role back; keys that rest on it stop working at once."""
     refuse_unknown_query(request, DELETE_QUERY)
     return MemberRemoved(id=service.remove_member(ctx, caller, member, scope=Scope(scope)).id)
