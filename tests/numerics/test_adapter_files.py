@@ -53,7 +53,6 @@ def test_the_same_adapter_gives_the_same_bytes() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
         ("modules_to_save", ["lm_head"]),
         ("rank_pattern", {"q_proj": 4}),
         ("alpha_pattern", {"q_proj": 4}),

@@ -34,6 +34,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "rslora": (True, {}),
     "lora_targets": (["q_proj"], {}),
     "lora_layers": (-1, {}),
+    "dora": (True, {}),
     "loss": ("focal", {}),
     "label_smoothing": (0.3, {"loss": "label_smoothing"}),
     "focal_gamma": (1.0, {"loss": "focal"}),
@@ -48,6 +49,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scheduler_power": (3.0, {"scheduler": "polynomial"}),
     "warmup_ratio": (0.2, {}),
     "warmup_steps": (4, {}),
+    "neftune_alpha": (5.0, {}),
     "max_tokens_per_example": (100, {}),
     "validation_fraction": (0.3, {}),
     "max_steps": (5, {}),
@@ -119,6 +121,7 @@ def test_defaults_are_the_catalogs(ctx: Context) -> None:
         ({"label_smoothing": 0.1}, "label_smoothing"),
         ({"loss": "label_smoothing", "focal_gamma": 2.0}, "focal_gamma"),
         ({"scheduler_power": 2.0}, "scheduler_power"),
+        ({"dora": True, "optimizer": "muon"}, "dora"),
         ({"warmup_ratio": 0.1, "warmup_steps": 3}, "warmup_ratio"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold"),
     ],
@@ -140,7 +143,7 @@ def test_an_option_that_would_be_ignored_is_refused(options: dict[str, Any], par
         ({"label_smoothing": 1.0, "loss": "label_smoothing"}, "label_smoothing"),
         ({"batch_size_multiplier": 0}, "batch_size_multiplier"),
         ({"checkpoint": "first"}, "checkpoint"),
-        ({"dora": True}, "dora"),
+        ({"neftune_alpha": 0}, "neftune_alpha"),
     ],
 )
 def test_an_option_out_of_bounds_is_refused_by_name(options: dict[str, Any], name: str) -> None:

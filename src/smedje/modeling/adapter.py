@@ -20,6 +20,7 @@ from smedje.modeling.lora import AdapterConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MAGNITUDE = ".lora_magnitude_vector"
 
 # Fields that describe, name or initialise without changing what a loaded adapter computes.
 _NEUTRAL = frozenset(
@@ -48,6 +49,7 @@ _READ = frozenset(
         "peft_type",
         "r",
         "target_modules",
+        "use_dora",
         "use_rslora",
     )
 )
@@ -79,7 +81,7 @@ def adapter_files(weights: Mapping[str, Tensor], config: AdapterConfig, base_mod
         "revision": None,
         "target_modules": list(config.targets),
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
+        "use_dora": config.dora,
         "use_rslora": config.rslora,
     }
     plain = {name: weights[name].detach().to("cpu", torch.float32).contiguous() for name in sorted(weights)}
@@ -149,12 +151,17 @@ def _checked(
         dropout=float(fields.get("lora_dropout") or 0.0),
         rslora=bool(fields.get("use_rslora", False)),
         layers=_layers(fields.get("layers_to_transform")),
+        dora=bool(fields.get("use_dora", False)),
     )
     return {name: tensor.float() for name, tensor in weights.items()}, config
 
 
 def _check_tensor(name: str, tensor: Tensor, rank: int, folder: Path) -> None:
     where = folder / WEIGHTS_FILE
+    if not torch.isfinite(tensor).all():
+        raise InvalidRequest(f"{where}: tensor {name} holds values that are not finite.", code="invalid_adapter")
+    if name.endswith(MAGNITUDE) and tensor.ndim == 1:
+        return
     module, _, kind = name.removesuffix(".weight").rpartition(".")
     if not name.startswith("base_model.model.") or not module or kind not in ("lora_A", "lora_B"):
         raise UnsupportedField(f"{where}: tensor {name} is no LoRA factor of a linear.", param=name)
@@ -162,13 +169,12 @@ def _check_tensor(name: str, tensor: Tensor, rank: int, folder: Path) -> None:
         raise InvalidRequest(
             f"{where}: tensor {name} is {tuple(tensor.shape)}, which does not fit rank {rank}.", code="invalid_adapter"
         )
-    if not torch.isfinite(tensor).all():
-        raise InvalidRequest(f"{where}: tensor {name} holds values that are not finite.", code="invalid_adapter")
 
 
 def _targets(named: object, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The targets' last names: as listed, or from the tensors where PEFT was given a pattern or 'all-linear'."""
-    present = tuple(dict.fromkeys(name.rsplit(".", 3)[-3] for name in sorted(weights)))
+    factors = (name for name in sorted(weights) if not name.endswith(MAGNITUDE))
+    present = tuple(dict.fromkeys(name.rsplit(".", 3)[-3] for name in factors))
     if isinstance(named, list) and all(isinstance(name, str) for name in named) and set(named) == set(present):
         return tuple(named)
     return present

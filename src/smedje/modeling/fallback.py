@@ -34,10 +34,11 @@ class _Route:
 
 
 class _Held:
-    """The adapter of the forward pass under way, outside nn.Module, which would take a module for its own part."""
+    """Adapter and noise of the forward pass under way, outside nn.Module, which would take a module for its own."""
 
     def __init__(self) -> None:
         self.lora: LowRank | None = None
+        self.noise: Tensor | None = None
 
 
 class FallbackDecoder(nn.Module):
@@ -53,21 +54,30 @@ class FallbackDecoder(nn.Module):
             slots.append(Slot(name, site, 0, linear.out_features, linear.in_features))
             linear.register_forward_hook(self._adapted(site))
         self.slots = tuple(slots)
+        model.get_input_embeddings().register_forward_hook(self._noised)
         self._names = {slot.site: slot.name for slot in slots}
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, lora: LowRank | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        lora: LowRank | None = None,
+        *,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm: tokens, positions int64 [T] -> [T, H]. As transformer.Decoder.forward.
 
         Not reentrant: one forward pass at a time for one instance.
         """
         route = _Route(attend, self.shape)
-        self._held.lora = lora
+        self._held.lora, self._held.noise = lora, noise
         try:
             output = self.model.base_model(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, smedje_route=route
             )
         finally:
-            self._held.lora = None
+            self._held.lora, self._held.noise = None, None
         if len(route.layers) != self.shape.layers:
             raise UnsupportedField(
                 f"{type(self.model).__name__} ran {len(route.layers)} of its {self.shape.layers} layers through the "
@@ -88,6 +98,15 @@ class FallbackDecoder(nn.Module):
         weight: Tensor = self.model.get_submodule(self._names[site]).weight
         return weight
 
+    def bias(self, site: Site) -> Tensor | None:
+        """A linear's bias [out], or None."""
+        bias: Tensor | None = self.model.get_submodule(self._names[site]).bias
+        return bias
+
+    def row_squares(self, site: Site) -> Tensor:
+        """The sum of squares of each row of a linear's weight, fp32 [out]."""
+        return self.weight(site).detach().float().square().sum(1)
+
     def pack(self) -> None:
         """Nothing: transformers' layers keep their plain weights."""
 
@@ -95,6 +114,10 @@ class FallbackDecoder(nn.Module):
         """Every stored tensor under its Hugging Face name; tied tensors once."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in tied}
+
+    def _noised(self, _: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+        noise = self._held.noise
+        return None if noise is None else output + noise.to(output.device, output.dtype)[None]
 
     def _adapted(self, site: Site) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

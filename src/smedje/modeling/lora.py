@@ -1,7 +1,8 @@
 """Low-rank adapters on a frozen decoder: one being trained, several served in one batch, or merged into the weights.
 
-Knows LoRA (Hu et al. 2021; y + scale * B A x) on fused linears, and PEFT's names and initial values. Refuses to know
-optimizers, files (adapter.py) and the decoder's inside: it sees slots and a linear's input and output.
+Knows LoRA (Hu et al. 2021; y + scale * B A x) on fused linears, DoRA (dora.py) on top of it, and PEFT's names and
+initial values. Refuses to know optimizers, files (adapter.py) and the decoder's inside: it sees slots and a linear's
+input and output.
 """
 
 import math
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
-from smedje.modeling.products import product
+from smedje.modeling.dora import magnitude_name, row_norms, site_gains
+from smedje.modeling.products import frozen_linear, product
 from smedje.modeling.transformer import CausalDecoder
 
 __all__ = [
@@ -35,7 +37,7 @@ _PREFIX = "base_model.model."
 class AdapterConfig:
     """An adapter's shape. targets: last names of Hugging Face linears; layers: which layers (None: all).
 
-    rslora: scale alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).
+    rslora: scale alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023). dora: a magnitude for each row.
     """
 
     rank: int
@@ -44,6 +46,7 @@ class AdapterConfig:
     dropout: float = 0.0
     rslora: bool = False
     layers: tuple[int, ...] | None = None
+    dora: bool = False
 
     @property
     def scale(self) -> float:
@@ -54,6 +57,12 @@ class AdapterConfig:
 def weight_names(slot: Slot) -> tuple[str, str]:
     """PEFT's names of a slot's A [rank, in] and B [out, rank]."""
     return f"{_PREFIX}{slot.name}.lora_A.weight", f"{_PREFIX}{slot.name}.lora_B.weight"
+
+
+def tensor_names(slots: Iterable[Slot], config: AdapterConfig) -> list[str]:
+    """The names of all tensors of an adapter on these slots."""
+    names = [name for slot in slots for name in weight_names(slot)]
+    return names + [magnitude_name(slot) for slot in slots] if config.dora else names
 
 
 def adapted_slots(slots: Sequence[Slot], config: AdapterConfig) -> tuple[Slot, ...]:
@@ -83,7 +92,9 @@ def adapted_slots(slots: Sequence[Slot], config: AdapterConfig) -> tuple[Slot, .
 
 
 class _Part(nn.Module):
-    """A [rank, in] and B [out, rank] of one Hugging Face linear, fp32."""
+    """A [rank, in] and B [out, rank] of one Hugging Face linear, fp32; with DoRA its magnitudes M [out] too."""
+
+    M: nn.Parameter | None
 
     def __init__(self, slot: Slot, rank: int, generator: torch.Generator, device: torch.device | str) -> None:
         super().__init__()
@@ -92,6 +103,11 @@ class _Part(nn.Module):
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
         self.A = nn.Parameter(a.to(device))
         self.B = nn.Parameter(torch.zeros(slot.stop - slot.start, rank, device=device))
+        self.M = None
+
+    def add_magnitude(self, base: CausalDecoder) -> None:
+        """Begin with the base weight's own row norms, so that a fresh adapter changes nothing."""
+        self.M = nn.Parameter(row_norms(base, self.slot, self.A, self.B, 0.0))
 
 
 class TrainableLora(nn.Module):
@@ -100,6 +116,7 @@ class TrainableLora(nn.Module):
     generator: a CPU generator for the initial A; the same seed gives the same adapter on every device.
     dropout_seed: starts the separate stream of dropout masks; `rng_state` saves it for an exact resume. One mask serves
     all parts of a fused linear (PEFT draws one for each). Dropout acts in training mode only.
+    base: the decoder that it is trained on; DoRA needs its weights, plain LoRA does not.
     """
 
     def __init__(
@@ -110,6 +127,7 @@ class TrainableLora(nn.Module):
         generator: torch.Generator,
         dropout_seed: int = 0,
         device: torch.device | str = "cpu",
+        base: CausalDecoder | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -118,16 +136,29 @@ class TrainableLora(nn.Module):
         for part in parts:
             self._sites.setdefault(part.slot.site, []).append(part)
         self.parts = nn.ModuleList(parts)
+        self._magnitudes = None
+        if config.dora:
+            assert base is not None, "DoRA needs the weights that it turns"
+            self._magnitudes = _Magnitudes(base)
+            for part in parts:
+                part.add_magnitude(base)
         self._dropout_stream = torch.Generator(device=device).manual_seed(dropout_seed)
 
     def forward(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
-        """Write scale * B A dropout(x) into y and return it. x [T, in], y [T, out]."""
+        """Write scale * B A dropout(x) into y and return it, with DoRA's gains in a new y. x [T, in], y [T, out]."""
         parts = self._sites.get(site)
         if parts is None:
             return y
-        if self.training and self.config.dropout > 0:
+        dropped = self.training and self.config.dropout > 0
+        if dropped:
             keep = 1 - self.config.dropout
             x = x * (torch.empty_like(x).bernoulli_(keep, generator=self._dropout_stream) / keep)
+        if self._magnitudes is not None:
+            return self._magnitudes.turned(self, parts, x, y, dropped=dropped)
+        return self.add_low_rank(parts, x, y)
+
+    def add_low_rank(self, parts: "Sequence[_Part]", x: Tensor, y: Tensor) -> Tensor:
+        """scale * B A x of a site's parts written into y."""
         spans = tuple((part.slot.start, part.slot.stop) for part in parts)
         factors = [part.A for part in parts] + [part.B for part in parts]
         added: Tensor = _AddLowRank.apply(y, x, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
@@ -139,6 +170,8 @@ class TrainableLora(nn.Module):
         for part in self._parts():
             name_a, name_b = weight_names(part.slot)
             weights[name_a], weights[name_b] = part.A.detach(), part.B.detach()
+            if part.M is not None:
+                weights[magnitude_name(part.slot)] = part.M.detach()
         return weights
 
     @torch.no_grad()
@@ -166,6 +199,30 @@ class TrainableLora(nn.Module):
         for part in self.parts:
             assert isinstance(part, _Part)
             yield part
+
+
+class _Magnitudes:
+    """The base model under a DoRA adapter. No nn.Module, which would take the base weights for its own."""
+
+    def __init__(self, base: CausalDecoder) -> None:
+        self._base = base
+
+    def turned(self, lora: TrainableLora, parts: Sequence[_Part], x: Tensor, y: Tensor, *, dropped: bool) -> Tensor:
+        """y with the gains on W x + scale B A x, the bias left alone. dropped: x is not what y was computed from, so
+        what the gains change is computed from x, as PEFT does."""
+        site, scale = parts[0].slot.site, lora.config.scale
+        gains = []
+        for part in parts:
+            assert part.M is not None
+            gains.append((part.slot, part.M / row_norms(self._base, part.slot, part.A, part.B, scale)))
+        gain = site_gains(gains, y.shape[1]).to(y.dtype)
+        if dropped:
+            plain = frozen_linear(x, self._base.weight(site))
+            return y - plain + gain * lora.add_low_rank(parts, x, plain.clone())
+        bias = self._base.bias(site)
+        if bias is None:
+            return gain * lora.add_low_rank(parts, x, y)
+        return gain * lora.add_low_rank(parts, x, y - bias) + bias
 
 
 def check_names(own: Iterable[str], given: Iterable[str]) -> None:
@@ -235,12 +292,14 @@ class ServedAdapter:
     """A finished adapter laid out for a decoder's fused sites, in the decoder's type and on its device. Immutable.
 
     Per site: A of all parts stacked [n * rank, in], and B [out, n * rank] with each part in its own rows and columns,
-    already scaled, so that a site costs two thin products.
+    already scaled, so that a site costs two thin products. With DoRA B carries the gains too, and `gains` has for each
+    site what the base model's output is multiplied with and what is added, [out] each (None without a bias).
     """
 
     def __init__(self, decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> None:
         slots = adapted_slots(decoder.slots, config)
-        check_names((name for slot in slots for name in weight_names(slot)), weights)
+        check_names(tensor_names(slots, config), weights)
+        self.gains: dict[Site, tuple[Tensor, Tensor | None]] = {}
         grouped: dict[Site, list[Slot]] = {}
         for slot in slots:
             grouped.setdefault(slot.site, []).append(slot)
@@ -251,6 +310,12 @@ class ServedAdapter:
             spans = [(slot.start, slot.stop) for slot in parts]
             up = _spread(ups, spans, torch.empty(0, base.shape[0], device=base.device))
             down = torch.cat([weights[weight_names(slot)[0]] for slot in parts])
+            if config.dora:
+                found = [(slot, _gain(decoder, slot, weights, config)) for slot in parts]
+                gain, bias = site_gains(found, base.shape[0]), decoder.bias(site)
+                shift = None if bias is None else (bias.float() * (1 - gain)).to(base.dtype)
+                self.gains[site] = (gain.to(base.dtype), shift)
+                up = up * gain[:, None]
             self.factors[site] = (
                 down.to(base.device, base.dtype).contiguous(),
                 (up * config.scale).to(base.dtype),
@@ -272,6 +337,9 @@ class SegmentedLora:
             if factors is None:
                 continue
             down, up = factors
+            if site in adapter.gains:
+                gain, shift = adapter.gains[site]
+                y[rows] = y[rows] * gain if shift is None else torch.addcmul(shift, y[rows], gain)
             if isinstance(rows, slice):
                 y[rows].addmm_(x[rows] @ down.T, up.T)
             else:
@@ -287,23 +355,32 @@ def _as_slice(rows: Tensor) -> slice | Tensor:
     return rows
 
 
-def _deltas(
+def _gain(decoder: CausalDecoder, slot: Slot, weights: Mapping[str, Tensor], config: AdapterConfig) -> Tensor:
+    """DoRA's factor on each row of a slot: fp32 [out]."""
+    a, b = (weights[name] for name in weight_names(slot))
+    norms = row_norms(decoder, slot, a, b, config.scale)
+    return weights[magnitude_name(slot)].to(norms.device, torch.float32) / norms
+
+
+def _merged(
     decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig
 ) -> Iterable[tuple[Slot, Tensor]]:
+    """Each adapted slot's weight with the adapter in it, fp32."""
     slots = adapted_slots(decoder.slots, config)
-    check_names((name for slot in slots for name in weight_names(slot)), weights)
+    check_names(tensor_names(slots, config), weights)
     for slot in slots:
-        a, b = (weights[name].float() for name in weight_names(slot))
-        yield slot, config.scale * (b @ a)
+        base = decoder.weight(slot.site)
+        assert not base.is_mkldnn, "packed weights cannot be read"
+        a, b = (weights[name].to(base.device, torch.float32) for name in weight_names(slot))
+        whole = base[slot.start : slot.stop].float() + config.scale * (b @ a)
+        yield slot, whole * _gain(decoder, slot, weights, config)[:, None] if config.dora else whole
 
 
 @torch.no_grad()
 def merge_into(decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> None:
     """Add the adapter to the decoder's own weights in place: W + scale * B A, summed in fp32 and rounded once."""
-    for slot, delta in _deltas(decoder, weights, config):
-        assert not decoder.weight(slot.site).is_mkldnn, "packed weights cannot be changed"
-        base = decoder.weight(slot.site)[slot.start : slot.stop]
-        base.copy_(base.float() + delta.to(base.device))
+    for slot, whole in _merged(decoder, weights, config):
+        decoder.weight(slot.site)[slot.start : slot.stop].copy_(whole)
 
 
 @torch.no_grad()
@@ -313,7 +390,6 @@ def merged_state(decoder: CausalDecoder, weights: Mapping[str, Tensor], config: 
     Untouched tensors are views of the decoder's.
     """
     state = dict(decoder.export_state())
-    for slot, delta in _deltas(decoder, weights, config):
-        base = state[f"{slot.name}.weight"]
-        state[f"{slot.name}.weight"] = (base.float() + delta.to(base.device)).to(base.dtype)
+    for slot, whole in _merged(decoder, weights, config):
+        state[f"{slot.name}.weight"] = whole.to(state[f"{slot.name}.weight"].dtype)
     return state

@@ -35,18 +35,31 @@ class LowRank(Protocol):
 class CausalDecoder(Protocol):
     """What training, serving and evaluation need of a base model, ours or a fallback.
 
-    `slots`: its linears by Hugging Face name. `weight(site)`: a linear's frozen weight [out, in]. `pack()`: get ready
-    for inference alone.
+    `slots`: its linears by Hugging Face name. `weight(site)`, `bias(site)`: a linear's frozen weight [out, in] and bias
+    [out]. `row_squares(site)`: the sum of squares of each row of a weight, fp32 [out], also when packed. `pack()`: get
+    ready for inference alone.
     """
 
     shape: DecoderShape
     slots: tuple[Slot, ...]
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, lora: LowRank | None = None) -> Tensor: ...
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        lora: LowRank | None = None,
+        *,
+        noise: Tensor | None = None,
+    ) -> Tensor: ...
 
     def head(self, hidden: Tensor) -> Tensor: ...
 
     def weight(self, site: Site) -> Tensor: ...
+
+    def bias(self, site: Site) -> Tensor | None: ...
+
+    def row_squares(self, site: Site) -> Tensor: ...
 
     def pack(self) -> None: ...
 
@@ -115,6 +128,7 @@ class Decoder(nn.Module):
         self.config, self.regime = config, regime
         self.shape = config.shape
         self.slots = linear_slots(config)
+        self._row_squares: dict[Site, Tensor] = {}
         shape = self.shape
         size = (shape.vocab_size, shape.hidden_size)
         self.embedding = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
@@ -128,12 +142,22 @@ class Decoder(nn.Module):
         frequencies = inverse_frequencies(config.rope, regime).to(device)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, lora: LowRank | None = None) -> Tensor:
-        """Hidden states after the final norm. tokens, positions: int64 [T]; returns [T, H].
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        lora: LowRank | None = None,
+        *,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm. tokens, positions: int64 [T]; noise [T, H] on the embeddings -> [T, H].
 
         Rows are independent but for `attend`, so a document's rows come out the same beside any neighbours.
         """
         x = F.embedding(tokens, self.embedding)
+        if noise is not None:
+            x = x + noise.to(x.device, x.dtype)
         cos, sin = turns(positions, self.get_buffer("frequencies"), self.config.rope.scaling, x.dtype)
         shared = _Pass(cos, sin, attend, lora)
         for layer, block in enumerate(self.blocks):
@@ -158,12 +182,18 @@ class Decoder(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
+    def row_squares(self, site: Site) -> Tensor:
+        """The sum of squares of each row of a fused linear's weight, fp32 [out]; also after `pack`."""
+        known = self._row_squares.get(site)
+        return self.weight(site).detach().float().square().sum(1) if known is None else known
+
     @torch.no_grad()
     def pack(self) -> None:
         """Lay the linears out for inference and give the plain ones up: no training, merging or export afterwards.
 
         CPU in fp32 only (products.packed); elsewhere nothing changes. A tied embedding then lies in memory twice.
         """
+        self._row_squares = {site: self.row_squares(site) for site in {slot.site for slot in self.slots}}
         for block in self.blocks:
             assert isinstance(block, Block)
             block.pack()

@@ -179,6 +179,12 @@ def check_method_options(given: Mapping[str, Any], *, method: str, validation_fi
             code="conflicting_fields",
             param="smedje.loss",
         )
+    if method == "dpo" and options.neftune_alpha is not None:
+        raise InvalidRequest(
+            "smedje.neftune_alpha is not offered beside the method dpo, whose reference must see the same inputs.",
+            code="conflicting_fields",
+            param="smedje.neftune_alpha",
+        )
     watches = options.checkpoint == "best" or options.early_stopping_patience is not None
     if options.validation_fraction == 0 and not validation_file and (watches or options.eval_every_steps):
         raise InvalidRequest(

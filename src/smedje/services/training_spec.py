@@ -79,6 +79,7 @@ def build_spec(
         watch=watch_spec(options),
         micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS,
         share_prefixes=options.share_prefixes,
+        neftune_alpha=options.neftune_alpha or 0.0,
         earlier_runs=tuple(earlier_runs),
         threads=threads,
     )
@@ -114,6 +115,7 @@ def _lora(ctx: Context, options: TrainingOptions, adapter_key: str | None, defau
             rank=int(config["r"]),
             alpha=float(config["lora_alpha"]),
             rslora=bool(config.get("use_rslora")),
+            dora=bool(config.get("use_dora")),
             targets=tuple(config["target_modules"]),
             layers=None if config.get("layers_to_transform") is None else tuple(config["layers_to_transform"]),
         )

@@ -87,5 +87,6 @@ def lora_spec(options: TrainingOptions, kept: LoraSpec, *, initial: str | None) 
         targets=kept.targets if options.lora_targets is None else options.lora_targets,
         layers=layers,
         last_layers=last,
+        dora=kept.dora if options.dora is None else options.dora,
         initial=initial,
     )

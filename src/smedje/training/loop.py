@@ -18,7 +18,8 @@ from smedje.data.preference import PreferenceDataset
 from smedje.modeling.lora import TrainableLora
 from smedje.modeling.transformer import CausalDecoder
 from smedje.training.figures import Figures, figures_of
-from smedje.training.objectives import Sums, classification, preference, supervised, to_tensors
+from smedje.training.noise import Noisy, embedding_noise
+from smedje.training.objectives import Sums, TensorBatch, classification, preference, supervised, to_tensors
 from smedje.training.optimizer import rate_at, set_rate
 from smedje.training.resolve import Plan
 from smedje.training.spec import LossSpec, ObjectiveSpec, WatchSpec
@@ -40,7 +41,7 @@ class Job:
     """What stays fixed while a run trains.
 
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: what rows of a stream begin with alike is
-    computed once.
+    computed once. neftune_alpha: size of the noise on embeddings in training steps, 0 for none.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class Job:
     micro_batch_tokens: int
     share_prefixes: bool
     device: str
+    neftune_alpha: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,16 @@ def _backward(job: Job, state: State, indices: Sequence[int]) -> Sums:
     return sums
 
 
+def _noisy(job: Job, state: State, indices: Sequence[int], batch: TensorBatch) -> CausalDecoder:
+    """The decoder under this step's noise for these rows, which are laid end to end; as it is outside training."""
+    if not (job.neftune_alpha and state.lora.training):
+        return state.decoder
+    # Odd primes keep (seed, step, row) apart; nothing else depends on how they are mixed.
+    seeds = [(job.seed * 1_000_003 + state.step) * 1_000_033 + i for i in indices]
+    hidden = state.decoder.shape.hidden_size
+    return Noisy(state.decoder, embedding_noise(batch.lengths, seeds, hidden, job.neftune_alpha))
+
+
 def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: LossSpec) -> Sums:
     """The objective on some rows: which one follows from what a row is."""
     match rows.dataset:
@@ -200,10 +212,11 @@ def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: L
             balanced = job.objective.balanced and rows is job.training
             weights = class_weights(labelled, rows.indices) if balanced else None
             batch = to_tensors(label_batch(labelled, indices, weights), job.device)
-            return classification(state.decoder, state.lora, state.head, batch, loss)
+            return classification(_noisy(job, state, indices, batch), state.lora, state.head, batch, loss)
         case EncodedDataset() as examples:
             stream = forest(examples, indices) if job.share_prefixes else flat_batch(examples, indices)
-            return supervised(state.decoder, state.lora, to_tensors(stream, job.device), loss)
+            batch = to_tensors(stream, job.device)
+            return supervised(_noisy(job, state, indices, batch), state.lora, batch, loss)
 
 
 def _with_validation(job: Job, state: State, record: StepRecord) -> StepRecord:

@@ -32,6 +32,7 @@ class AdapterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lora_rank, lora_alpha, lora_dropout: size, scale and dropout; None: the base model's default. rslora: scale
     alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023, arXiv:2312.03732). lora_targets: last names of the
     linears to adapt, None for all. lora_layers: numbers of the layers to adapt, or -n for the last n; None for all.
+    dora: also train a magnitude for each output row (Liu et al. 2024, arXiv:2402.09353).
     """
 
     lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
@@ -42,6 +43,7 @@ class AdapterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lora_layers: (
         Annotated[tuple[Layer, ...], Meta(min_length=1, max_length=256)] | Annotated[int, Meta(ge=-999, le=-1)] | None
     ) = None
+    dora: bool | None = None
 
 
 class UpdateOptions(AdapterOptions, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -53,6 +55,7 @@ class UpdateOptions(AdapterOptions, frozen=True, kw_only=True, forbid_unknown_fi
     optimizer's usual value. weight_decay: decoupled in adamw, lion, adafactor and muon; added to the gradient in adam
     and sgd. max_grad_norm: gradients are clipped to this 2-norm. scheduler: how the rate falls after the warm-up;
     warmup_ratio: share of the steps that rise, warmup_steps: their number instead. scheduler_power: of `polynomial`.
+    neftune_alpha: size of the noise on embedded tokens while training (Jain et al. 2023, arXiv:2310.05914).
     """
 
     learning_rate: Rate | None = None
@@ -70,6 +73,7 @@ class UpdateOptions(AdapterOptions, frozen=True, kw_only=True, forbid_unknown_fi
     scheduler_power: Annotated[float, Meta(gt=0, le=10)] | None = None
     warmup_ratio: Fraction = 0.05
     warmup_steps: Annotated[int, Meta(ge=0)] | None = None
+    neftune_alpha: Annotated[float, Meta(gt=0, le=100)] | None = None
 
 
 class TrainingOptions(UpdateOptions, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -148,6 +152,8 @@ def _check_combinations(options: TrainingOptions) -> None:
         raise _ignored("scheduler_power", f"scheduler {options.scheduler!r}", "Give scheduler: polynomial with it.")
     if options.warmup_steps is not None and options.warmup_ratio != 0.05:
         raise _ignored("warmup_ratio", "warmup_steps", "Give one of the two.")
+    if options.dora and options.optimizer == "muon":
+        raise _ignored("dora", "optimizer 'muon'", "Muon updates matrices, and DoRA's magnitudes are none.")
     if options.early_stopping_threshold and options.early_stopping_patience is None:
         raise _ignored("early_stopping_threshold", "no early_stopping_patience", "Give a patience with it.")
 

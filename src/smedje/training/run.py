@@ -55,6 +55,7 @@ def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, 
         max_grad_norm=spec.optimizer.max_grad_norm,
         micro_batch_tokens=spec.micro_batch_tokens,
         share_prefixes=_may_share(spec, state),
+        neftune_alpha=spec.neftune_alpha,
         device=spec.device,
     )
     for run_id in spec.earlier_runs:
@@ -66,7 +67,8 @@ def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, 
 def _may_share(spec: TrainingSpec, state: State) -> bool:
     """Whether shared beginnings can be computed once without changing anything but rounding."""
     whole = all(window is None for window in state.decoder.shape.windows)
-    return spec.share_prefixes and spec.lora.dropout == 0 and whole and spec.device == "cpu"
+    same = spec.lora.dropout == 0 and spec.neftune_alpha == 0
+    return spec.share_prefixes and same and whole and spec.device == "cpu"
 
 
 def load_rows(
@@ -136,12 +138,13 @@ def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path
         _check_same_shape(config, given)
         config = replace(given, dropout=config.dropout)
     draw = torch.Generator().manual_seed(spec.seed)
-    lora = TrainableLora(decoder.slots, config, generator=draw, device=spec.device)
+    lora = TrainableLora(decoder.slots, config, generator=draw, device=spec.device, base=decoder)
     reference = None
     if weights is not None:
         lora.load_weights(weights)
         if spec.objective.kind == "dpo":
-            reference = TrainableLora(decoder.slots, config, generator=torch.Generator(), device=spec.device)
+            blank = torch.Generator()
+            reference = TrainableLora(decoder.slots, config, generator=blank, device=spec.device, base=decoder)
             reference.load_weights(weights)
             reference.eval().requires_grad_(False)
     head = None
@@ -166,15 +169,15 @@ def adapter_config(spec: LoraSpec, slots: tuple[Slot, ...]) -> AdapterConfig:
         rslora=spec.rslora,
         targets=spec.targets or targets_of(slots),
         layers=layers,
+        dora=spec.dora,
     )
 
 
 def _check_same_shape(config: AdapterConfig, given: AdapterConfig) -> None:
-    if (given.rank, given.alpha, given.rslora) != (config.rank, config.alpha, config.rslora):
+    has, asked = _in_words(given), _in_words(config)
+    if has != asked:
         raise InvalidRequest(
-            f"The model to continue from has rank {given.rank}, alpha {given.alpha:g}, rslora {given.rslora}; this job "
-            f"asks for rank {config.rank}, alpha {config.alpha:g}, rslora {config.rslora}. Leave these options out to "
-            "keep them.",
+            f"The model to continue from has {has}; this job asks for {asked}. Leave these options out to keep them.",
             code="adapter_mismatch",
             param="smedje.lora_rank",
         )
@@ -186,6 +189,10 @@ def _check_same_shape(config: AdapterConfig, given: AdapterConfig) -> None:
             code="adapter_mismatch",
             param="smedje.lora_targets",
         )
+
+
+def _in_words(config: AdapterConfig) -> str:
+    return f"rank {config.rank}, alpha {config.alpha:g}, rslora {config.rslora}, dora {config.dora}"
 
 
 def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: float) -> RunEvent:
@@ -212,6 +219,10 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
         "load_seconds": round(load_seconds, 3),
         "resumed_from_step": state.step,
     }
+    if spec.lora.dora:
+        data["dora"] = True
+    if spec.neftune_alpha:
+        data["neftune_alpha"] = spec.neftune_alpha
     if spec.objective.kind == "dpo":
         data["beta"] = spec.objective.beta
     again = f" Continuing after step {state.step}." if state.step else ""

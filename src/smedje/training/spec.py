@@ -12,8 +12,8 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The adapter to train; scale = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023).
 
     targets: last names of the linears to adapt, None for all. layers: numbers from 0, None for all; last_layers: only
-    so many at the end, in place of `layers`. initial: object-storage prefix of the adapter that training continues
-    from, None for a fresh one.
+    so many at the end, in place of `layers`. dora: magnitudes beside it (Liu et al. 2024). initial: object-storage
+    prefix of the adapter that training continues from, None for a fresh one.
     """
 
     rank: int = 16
@@ -23,6 +23,7 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     targets: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     last_layers: int | None = None
+    dora: bool = False
     initial: str | None = None
 
 
@@ -114,8 +115,9 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     today: the job's date (ISO 8601), which some chat templates print; fixed, so that a resume renders the same tokens.
     earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: compute what rows begin with alike once; exact,
-    and left out where it would not be (adapter dropout, attention windows) or has no kernel. state_seconds: how often
-    state for an exact resume is saved.
+    and left out where it would not be (adapter dropout, noise, attention windows) or has no kernel. neftune_alpha: size
+    of the noise on embeddings while training, 0 for none (noise.py). state_seconds: how often state for an exact resume
+    is saved.
     threads: compute threads; part of the spec because sums depend on it and a resume must repeat them.
     """
 
@@ -136,6 +138,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     earlier_runs: tuple[str, ...] = ()
     micro_batch_tokens: int = 2048
     share_prefixes: bool = True
+    neftune_alpha: float = 0.0
     state_seconds: float = 30.0
     device: str = "cpu"
     threads: int = 2
