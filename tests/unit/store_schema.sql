@@ -40,6 +40,15 @@ CREATE TABLE hubs (
     CONSTRAINT uq_hubs_name UNIQUE (name)
 );
 
+CREATE TABLE locations (
+    seq BIGSERIAL NOT NULL,
+    name TEXT NOT NULL,
+    about JSON NOT NULL,
+    seen_at BIGINT NOT NULL,
+    CONSTRAINT pk_locations PRIMARY KEY (seq),
+    CONSTRAINT uq_locations_name UNIQUE (name)
+);
+
 CREATE TABLE members (
     seq BIGSERIAL NOT NULL,
     id TEXT NOT NULL,
@@ -67,6 +76,7 @@ CREATE TABLE prices (
     prompt_tokens BIGINT NOT NULL,
     completion_tokens BIGINT NOT NULL,
     device_hour BIGINT NOT NULL,
+    storage_gb_day BIGINT DEFAULT '0' NOT NULL,
     CONSTRAINT pk_prices PRIMARY KEY (seq)
 );
 
@@ -173,6 +183,23 @@ CREATE TABLE deployments (
 
 CREATE INDEX ix_deployments_project_id_model ON deployments (project_id, model);
 
+CREATE TABLE erasures (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    leftovers JSON NOT NULL,
+    certificate TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    ended_at BIGINT,
+    CONSTRAINT pk_erasures PRIMARY KEY (seq),
+    CONSTRAINT uq_erasures_id UNIQUE (id),
+    CONSTRAINT fk_erasures_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_erasures_project_id_seq ON erasures (project_id, seq);
+
 CREATE TABLE files (
     seq BIGSERIAL NOT NULL,
     id TEXT NOT NULL,
@@ -214,6 +241,7 @@ CREATE TABLE jobs (
     owner TEXT,
     lease_until FLOAT(53),
     fence BIGINT DEFAULT '0' NOT NULL,
+    key_id TEXT,
     CONSTRAINT pk_jobs PRIMARY KEY (seq),
     CONSTRAINT uq_jobs_id UNIQUE (id),
     CONSTRAINT fk_jobs_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
@@ -230,9 +258,22 @@ CREATE TABLE quotas (
     name TEXT NOT NULL,
     value BIGINT NOT NULL,
     updated_at BIGINT NOT NULL,
+    warn_percent INTEGER DEFAULT '80' NOT NULL,
+    warned_at BIGINT,
     CONSTRAINT pk_quotas PRIMARY KEY (seq),
     CONSTRAINT uq_quotas_project_id_deployment_name UNIQUE (project_id, deployment, name),
     CONSTRAINT fk_quotas_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE TABLE retention (
+    seq BIGSERIAL NOT NULL,
+    project_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    days INTEGER NOT NULL,
+    updated_at BIGINT NOT NULL,
+    CONSTRAINT pk_retention PRIMARY KEY (seq),
+    CONSTRAINT uq_retention_project_id_kind UNIQUE (project_id, kind),
+    CONSTRAINT fk_retention_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
 );
 
 CREATE TABLE sessions (
@@ -254,6 +295,15 @@ CREATE TABLE sessions (
 
 CREATE INDEX ix_sessions_member_id ON sessions (member_id);
 
+CREATE TABLE storage_meters (
+    seq BIGSERIAL NOT NULL,
+    project_id TEXT NOT NULL,
+    metered_until BIGINT NOT NULL,
+    CONSTRAINT pk_storage_meters PRIMARY KEY (seq),
+    CONSTRAINT uq_storage_meters_project_id UNIQUE (project_id),
+    CONSTRAINT fk_storage_meters_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
 CREATE TABLE usage (
     seq BIGSERIAL NOT NULL,
     id TEXT NOT NULL,
@@ -266,12 +316,33 @@ CREATE TABLE usage (
     trained_tokens BIGINT NOT NULL,
     seconds FLOAT(53) NOT NULL,
     created_at BIGINT NOT NULL,
+    byte_seconds BIGINT DEFAULT '0' NOT NULL,
     CONSTRAINT pk_usage PRIMARY KEY (seq),
     CONSTRAINT uq_usage_id UNIQUE (id),
     CONSTRAINT fk_usage_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
 );
 
 CREATE INDEX ix_usage_project_id_created_at ON usage (project_id, created_at);
+
+CREATE TABLE webhooks (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    url TEXT NOT NULL,
+    event_types JSON NOT NULL,
+    secret_version INTEGER NOT NULL,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    old_secret_until BIGINT,
+    failing_since BIGINT,
+    disabled_at BIGINT,
+    CONSTRAINT pk_webhooks PRIMARY KEY (seq),
+    CONSTRAINT uq_webhooks_id UNIQUE (id),
+    CONSTRAINT fk_webhooks_project_id FOREIGN KEY(project_id) REFERENCES projects (id)
+);
+
+CREATE INDEX ix_webhooks_project_id_seq ON webhooks (project_id, seq);
 
 CREATE TABLE checkpoints (
     seq BIGSERIAL NOT NULL,
@@ -283,6 +354,7 @@ CREATE TABLE checkpoints (
     key TEXT NOT NULL,
     metrics JSON NOT NULL,
     created_at BIGINT NOT NULL,
+    bytes BIGINT DEFAULT '0' NOT NULL,
     CONSTRAINT pk_checkpoints PRIMARY KEY (seq),
     CONSTRAINT uq_checkpoints_job_id_step UNIQUE (job_id, step),
     CONSTRAINT uq_checkpoints_project_id_model_name UNIQUE (project_id, model_name),
@@ -292,6 +364,30 @@ CREATE TABLE checkpoints (
 );
 
 CREATE INDEX ix_checkpoints_job_id_seq ON checkpoints (job_id, seq);
+
+CREATE TABLE deliveries (
+    seq BIGSERIAL NOT NULL,
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    webhook_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    object_id TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    next_at BIGINT NOT NULL,
+    status INTEGER,
+    problem TEXT,
+    ended_at BIGINT,
+    CONSTRAINT pk_deliveries PRIMARY KEY (seq),
+    CONSTRAINT uq_deliveries_id UNIQUE (id),
+    CONSTRAINT fk_deliveries_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_deliveries_webhook_id FOREIGN KEY(webhook_id) REFERENCES webhooks (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_deliveries_state_next_at ON deliveries (state, next_at);
+
+CREATE INDEX ix_deliveries_webhook_id_seq ON deliveries (webhook_id, seq);
 
 CREATE TABLE fine_tuned_models (
     seq BIGSERIAL NOT NULL,

@@ -60,7 +60,7 @@ def test_the_schema_is_frozen() -> None:
 def test_every_row_of_a_project_says_so() -> None:
     """Every table but those above projects has project_id, not null, with a foreign key."""
     people = ("members", "assignments", "custom_roles", "sessions", "sign_in_attempts")
-    above = ("hubs", "projects", *people, "audit", "prices")
+    above = ("hubs", "projects", *people, "audit", "prices", "locations")
     for name, table in tables.tables.items():
         if name not in above:
             column = table.c.project_id

@@ -75,7 +75,7 @@ class FineTuningJob:
 
     resolved: the numbers that "auto" became, once the run has begun. trained_tokens: all tokens of the rows that were
     trained on, once for each time (OpenAI's billable tokens).
-    result_files: ids of files with purpose fine-tune-results. Times are Unix seconds.
+    result_files: ids of files with purpose fine-tune-results. key_id: the key that made it. Times are Unix seconds.
     """
 
     id: str
@@ -91,6 +91,7 @@ class FineTuningJob:
     fine_tuned_model: str | None = None
     result_files: tuple[str, ...] = ()
     error: JobError | None = None
+    key_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,8 @@ class JobEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights a run saved at the end of an epoch. `key` is the object-storage prefix that holds its files."""
+    """Weights a run saved at the end of an epoch. `key` is the object-storage prefix that holds its files, `bytes`
+    what they take there."""
 
     id: str
     project_id: str
@@ -118,6 +120,7 @@ class Checkpoint:
     key: str
     metrics: Mapping[str, float]
     created_at: int
+    bytes: int = 0
 
 
 def advance(job: FineTuningJob, status: JobStatus, *, now: int, error: JobError | None = None) -> FineTuningJob:

@@ -10,14 +10,18 @@ from smedje.domain.usage import UsageRecord
 # One unit of the currency in the smallest amount that costs are counted in.
 UNIT = 1_000_000_000_000
 MILLIONTH = UNIT // 1_000_000
+GB_DAY = 10**9 * 24 * 3600
+# What failed through no fault of the customer's is metered and not charged.
+FREE = "training_failed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceTable:
-    """Prices from a moment on. Idle engines and stored models cost nothing.
+    """Prices from a moment on. An idle engine or deployment costs nothing, whatever the table says.
 
     version: 0 is the built-in table; every change counts up. training_tokens, prompt_tokens, completion_tokens:
-    millionths of the currency for a million. device_hour: millionths for an hour of training.
+    millionths of the currency for a million. device_hour: millionths for an hour of training. storage_gb_day:
+    millionths for 10^9 bytes of files and checkpoints kept for a day.
     """
 
     version: int
@@ -27,16 +31,20 @@ class PriceTable:
     prompt_tokens: int
     completion_tokens: int
     device_hour: int
+    storage_gb_day: int = 0
 
     def cost(self, record: UsageRecord) -> int:
-        """What usage costs, in units of 1e-12 of the currency. Serving is paid by the token alone."""
+        """What usage costs, in units of 1e-12 of the currency. Serving is paid by the token alone, a failed job not."""
+        if record.kind == FREE:
+            return 0
         tokens = (
             record.trained_tokens * self.training_tokens
             + record.prompt_tokens * self.prompt_tokens
             + record.completion_tokens * self.completion_tokens
         )
         seconds = record.seconds if record.kind == "training" else 0.0
-        return tokens + round(seconds * 1000) * self.device_hour * MILLIONTH // 3_600_000
+        stored = record.byte_seconds * self.storage_gb_day * MILLIONTH // GB_DAY
+        return tokens + stored + round(seconds * 1000) * self.device_hour * MILLIONTH // 3_600_000
 
 
 # Until an owner sets prices: the order of what clouds ask for small models, to show where the money would go.
@@ -48,6 +56,7 @@ BUILT_IN = PriceTable(
     prompt_tokens=130_000,
     completion_tokens=520_000,
     device_hour=0,
+    storage_gb_day=700,
 )
 
 

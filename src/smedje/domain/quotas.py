@@ -24,13 +24,19 @@ MONTHLY = frozenset({Limit.TRAINING_TOKENS_PER_MONTH, Limit.MONEY_PER_MONTH})
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """A limit's value. deployment: empty for the whole project. Money is in millionths of the prices' currency."""
+    """A limit's value. deployment: empty for the whole project. Money is in millionths of the prices' currency.
+
+    warn_percent: from which share of the value on its use is warned of, 100 for never. warned_at: when that was last
+    written down.
+    """
 
     project_id: str
     deployment: str
     name: Limit
     value: int
     updated_at: int
+    warn_percent: int = 80
+    warned_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class UsageRecord:
-    """One metered event. kind: `training` or `inference`. Times are Unix seconds."""
+    """One metered event. Times are Unix seconds.
+
+    kind: `training`, `training_failed` (metered, never charged), `inference` or `storage`. byte_seconds: of storage.
+    """
 
     id: str
     project_id: str
@@ -17,3 +20,4 @@ class UsageRecord:
     trained_tokens: int = 0
     seconds: float = 0.0
     created_at: int = 0
+    byte_seconds: int = 0

@@ -17,7 +17,7 @@ def insert_job(tx: Connection, job: FineTuningJob) -> None:
     request = asdict(job.request)
     metadata = request.pop("metadata")
     facts = {"id": job.id, "project_id": job.project_id, "request": request, "metadata": metadata}
-    tx.execute(insert(jobs).values(**facts, created_at=job.created_at, **_changing(job)))
+    tx.execute(insert(jobs).values(**facts, created_at=job.created_at, key_id=job.key_id, **_changing(job)))
 
 
 def get_job(tx: Connection, project_id: str, job_id: str, *, lock: bool = False) -> FineTuningJob | None:
@@ -139,6 +139,7 @@ def to_job(row: Row[Any]) -> FineTuningJob:
         fine_tuned_model=row.fine_tuned_model,
         result_files=tuple(row.result_files),
         error=None if row.error is None else JobError(**row.error),
+        key_id=row.key_id,
     )
 
 
@@ -199,6 +200,7 @@ def _checkpoint(row: Row[Any]) -> Checkpoint:
         key=row.key,
         metrics=row.metrics,
         created_at=row.created_at,
+        bytes=row.bytes,
     )
 
 

@@ -20,6 +20,8 @@ def list_quotas(tx: Connection, project_id: str) -> list[Quota]:
             name=Limit(row.name),
             value=row.value,
             updated_at=row.updated_at,
+            warn_percent=row.warn_percent,
+            warned_at=row.warned_at,
         )
         for row in rows
     ]

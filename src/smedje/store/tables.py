@@ -19,9 +19,15 @@ from smedje.store.people_tables import custom_roles as custom_roles
 from smedje.store.people_tables import members as members
 from smedje.store.people_tables import sessions as sessions
 from smedje.store.people_tables import sign_in_attempts as sign_in_attempts
+from smedje.store.upkeep_tables import deliveries as deliveries
+from smedje.store.upkeep_tables import erasures as erasures
+from smedje.store.upkeep_tables import locations as locations
+from smedje.store.upkeep_tables import retention as retention
+from smedje.store.upkeep_tables import storage_meters as storage_meters
+from smedje.store.upkeep_tables import webhooks as webhooks
 
 # Number of the newest migration. A test compares it with the files in migrations/versions.
-SCHEMA = "0004"
+SCHEMA = "0005"
 
 hubs = Table(
     "hubs",
@@ -146,6 +152,7 @@ jobs = Table(
     Column("owner", Text),
     Column("lease_until", Float(53)),
     Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("key_id", Text),
     Index(None, "project_id", "seq"),
     Index(None, "status", "seq"),
     sqlite_autoincrement=True,
@@ -182,6 +189,7 @@ checkpoints = Table(
     Column("key", Text, nullable=False),
     Column("metrics", _json(), nullable=False),
     _at("created_at"),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("job_id", "step"),
     UniqueConstraint("project_id", "model_name"),
     Index(None, "job_id", "seq"),
@@ -257,6 +265,7 @@ usage = Table(
     Column("trained_tokens", BigInteger, nullable=False),
     Column("seconds", Float(53), nullable=False),
     _at("created_at"),
+    Column("byte_seconds", BigInteger, nullable=False, server_default="0"),
     Index(None, "project_id", "created_at"),
     sqlite_autoincrement=True,
 )
@@ -271,6 +280,8 @@ quotas = Table(
     Column("name", Text, nullable=False),
     Column("value", BigInteger, nullable=False),
     _at("updated_at"),
+    Column("warn_percent", Integer, nullable=False, server_default="80"),
+    _at("warned_at", nullable=True),
     UniqueConstraint("project_id", "deployment", "name"),
     sqlite_autoincrement=True,
 )
@@ -303,5 +314,6 @@ prices = Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("device_hour", BigInteger, nullable=False),
+    Column("storage_gb_day", BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )

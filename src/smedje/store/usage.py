@@ -69,7 +69,7 @@ def slice_usage(tx: Connection, project_ids: Sequence[str], since: int, until: i
     parts = (day, usage.c.project_id, usage.c.key_id, usage.c.kind, usage.c.model)
     sums = [
         func.sum(usage.c[name]).label(name)
-        for name in ("prompt_tokens", "completion_tokens", "trained_tokens", "seconds")
+        for name in ("prompt_tokens", "completion_tokens", "trained_tokens", "seconds", "byte_seconds")
     ]
     query = (
         select(*parts, func.count().label("records"), *sums)
@@ -93,6 +93,7 @@ def slice_usage(tx: Connection, project_ids: Sequence[str], since: int, until: i
                 completion_tokens=int(row.completion_tokens),
                 trained_tokens=int(row.trained_tokens),
                 seconds=float(row.seconds),
+                byte_seconds=int(row.byte_seconds),
             ),
         )
         for row in tx.execute(query)
