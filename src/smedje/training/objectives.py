@@ -14,6 +14,7 @@ from torch import Tensor
 from smedje.data.batches import FlatBatch
 from smedje.data.forest import Forest
 from smedje.modeling.attention import DocumentAttention
+from smedje.modeling.forest_attention import ForestAttention
 from smedje.modeling.transformer import Attend, CausalDecoder, LowRank
 from smedje.modeling.tree_attention import Segment, TreeAttention
 from smedje.training.losses import row_losses
@@ -134,13 +135,15 @@ def classification(
 
 
 def _attend(decoder: CausalDecoder, batch: TensorBatch) -> Attend:
-    if batch.segments is not None:
-        return TreeAttention(batch.segments)
-    if batch.tokens.device.type == "cpu" and all(window is None for window in decoder.shape.windows):
+    segments = batch.segments
+    if segments is None:
+        if any(window is not None for window in decoder.shape.windows):
+            return DocumentAttention(batch.lengths, decoder.shape.windows)
         # Trees of one document each: one hand-written backward instead of autograd's slices and joins per document.
         ends = list(accumulate(batch.lengths))
-        return TreeAttention([Segment(e - n, e, e) for e, n in zip(ends, batch.lengths, strict=True)])
-    return DocumentAttention(batch.lengths, decoder.shape.windows)
+        segments = [Segment(e - n, e, e) for e, n in zip(ends, batch.lengths, strict=True)]
+    device = batch.tokens.device
+    return TreeAttention(segments) if device.type == "cpu" else ForestAttention(segments, device)
 
 
 def _labelled_losses(
