@@ -52,7 +52,7 @@ def test_documents_alone_are_plain_causal_attention() -> None:
 
 
 def test_half_precision_takes_the_flash_kernels_without_a_copy_to_the_host() -> None:
-    """On an accelerator's tensors in bf16 every call fits the kernels' signatures, and shapes and types come back right."""
+    """On an accelerator's tensors in bf16 every call fits the kernels' signatures; shapes and types are right."""
     q, k, v = (torch.empty(48, h, 96, dtype=torch.bfloat16, device="meta", requires_grad=True) for h in (8, 8, 8))
     out = ForestAttention(FOREST, "meta")(0, q, k, v)
     assert (out.shape, out.dtype, out.device.type) == (q.shape, torch.bfloat16, "meta")

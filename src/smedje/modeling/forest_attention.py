@@ -2,7 +2,7 @@
 
 Knows the same mathematics as tree_attention: a row sees its own segment causally and all of every segment above it, and
 parts over disjoint keys are merged by their log-sum-exp, forward and backward. There each part is a call of its own,
-which suits a CPU; here all segments are one call and each depth of the forest one more, whatever the number of documents.
+which suits a CPU; here all segments are one call and each depth of the forest one more, however many documents.
 Borders go to the device once a batch: no layer waits for the host.
 Refuses to know tokens, labels and how the forest was found.
 
@@ -205,12 +205,12 @@ def _spread(rows: Tensor, heads: int) -> Tensor:
 
 def _gathered(heads: Tensor, few: int) -> Tensor:
     """[Hq, T, D] summed over each group of queries: [T, Hk, D]."""
-    return heads.unflatten(0, (few, -1)).sum(1).transpose(0, 1)
+    return heads.reshape(few, -1, *heads.shape[1:]).sum(1).transpose(0, 1)
 
 
 def _scores(q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
     """Scaled scores in fp32: [Hq, Tq, Tk]."""
-    scores = q.float().transpose(0, 1) @ _spread(k, q.shape[1]).transpose(1, 2) * q.shape[-1] ** -0.5
+    scores: Tensor = q.float().transpose(0, 1) @ _spread(k, q.shape[1]).transpose(1, 2) * q.shape[-1] ** -0.5
     if causal:
         scores = scores + torch.full(scores.shape[1:], -torch.inf, device=q.device).triu(1)
     return scores
