@@ -1,10 +1,12 @@
-"""Who calls and what the route demands: a key in `Authorization: Bearer` or `api-key`, one permission per route.
+"""Who calls and what the route demands: a key in `Authorization: Bearer` or `api-key`, or a browser's session cookie.
 
-Knows headers; knows nothing of how keys are kept. A route that declares no permission stops the server from starting.
+Knows headers and cookies; knows nothing of how keys are kept. A route that declares no permission stops the server from
+starting.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -13,12 +15,39 @@ from fastapi.routing import iter_route_contexts
 from smedje.api.state import context
 from smedje.domain.audit import Actor
 from smedje.domain.projects import HUB_LEVEL, Permission, Principal
-from smedje.errors import AuthenticationFailed
-from smedje.services import projects
+from smedje.errors import AuthenticationFailed, PermissionDenied
+from smedje.services import projects, sessions
 from smedje.services.access import demand, demand_here
+from smedje.services.sessions import SignedIn
 
 # Routes that anyone may call. Nothing else may lack a permission.
 PUBLIC_ROUTES = frozenset({"/healthz", "/readyz", "/openapi.json"})
+# Pages by which somebody becomes known, or stops being so.
+SIGN_IN_ROUTES = frozenset({"/login", "/logout", "/login/provider", "/login/provider/callback"})
+
+# Methods that change nothing; a page elsewhere may cause them, and cannot read the answer.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SESSION_COOKIE = "smedje_session"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who is calling. principal: what they may do where; None for somebody signed in who has no role anywhere.
+
+    signed_in: the browser session, None for a key.
+    """
+
+    principal: Principal | None
+    signed_in: SignedIn | None = None
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A dependency: the caller, who must be known and needs no role."""
+
+    def __call__(self, request: Request) -> Caller:
+        """The caller. Raises AuthenticationFailed, and PermissionDenied for a foreign project or page."""
+        return identify(request)
 
 
 @dataclass(frozen=True)
@@ -32,13 +61,11 @@ class Requires:
 
         A permission that concerns hubs is looked at more closely by the service, which knows the hub in question.
         """
-        caller = projects.authenticate(context(request), _secret(request), wanted=request.headers.get("openai-project"))
-        request.state.actor = Actor(
-            key_id=caller.key_id,
-            member_id=caller.member_id,
-            address=request.client.host if request.client else None,
-            request_id=request.scope.get("smedje.request_id"),
-        )
+        found = identify(request)
+        if found.principal is None:
+            assert found.signed_in is not None
+            raise sessions.no_role(found.signed_in.member)
+        caller = found.principal
         if self.permission not in HUB_LEVEL:
             demand_here(caller, self.permission)
         elif not caller.may_somewhere(self.permission):
@@ -46,6 +73,7 @@ class Requires:
         return caller
 
 
+AnyCaller = Annotated[Caller, Depends(Identified())]
 CanReadFiles = Annotated[Principal, Depends(Requires(Permission.FILES_READ))]
 CanWriteFiles = Annotated[Principal, Depends(Requires(Permission.FILES_WRITE))]
 CanReadJobs = Annotated[Principal, Depends(Requires(Permission.JOBS_READ))]
@@ -61,6 +89,8 @@ CanWriteHubs = Annotated[Principal, Depends(Requires(Permission.HUBS_WRITE))]
 CanCreateProjects = Annotated[Principal, Depends(Requires(Permission.PROJECTS_CREATE))]
 CanReadMembers = Annotated[Principal, Depends(Requires(Permission.MEMBERS_READ))]
 CanWriteMembers = Annotated[Principal, Depends(Requires(Permission.MEMBERS_WRITE))]
+CanReadUsers = Annotated[Principal, Depends(Requires(Permission.USERS_READ))]
+CanWriteUsers = Annotated[Principal, Depends(Requires(Permission.USERS_WRITE))]
 CanReadKeys = Annotated[Principal, Depends(Requires(Permission.KEYS_READ))]
 CanWriteKeys = Annotated[Principal, Depends(Requires(Permission.KEYS_WRITE))]
 CanReadQuotas = Annotated[Principal, Depends(Requires(Permission.QUOTAS_READ))]
@@ -74,7 +104,8 @@ def check_routes(app: FastAPI) -> None:
     bare = [
         found.path or repr(found.original_route)
         for found in iter_route_contexts(app.routes)
-        if found.path not in PUBLIC_ROUTES and not _declares(getattr(found.original_route, "dependant", None))
+        if found.path not in PUBLIC_ROUTES | SIGN_IN_ROUTES
+        and not _declares(getattr(found.original_route, "dependant", None))
     ]
     if bare:
         raise RuntimeError(f"These routes declare no permission: {', '.join(sorted(bare))}")
@@ -83,17 +114,59 @@ def check_routes(app: FastAPI) -> None:
 def _declares(dependant: Dependant | None) -> bool:
     if dependant is None:
         return False
-    return isinstance(dependant.call, Requires) or any(_declares(part) for part in dependant.dependencies)
+    return isinstance(dependant.call, Requires | Identified) or any(_declares(part) for part in dependant.dependencies)
 
 
-def _secret(request: Request) -> str:
+def identify(request: Request) -> Caller:
+    """Who sent a request, by key or by cookie; a key counts where both are. Notes them for the audit log."""
+    wanted, key = request.headers.get("openai-project"), _key(request)
+    if key is not None:
+        found = Caller(principal=projects.authenticate(context(request), key, wanted=wanted))
+    elif cookie := request.cookies.get(cookie_name(request, SESSION_COOKIE)):
+        if request.method not in SAFE_METHODS:
+            refuse_foreign_page(request)
+        signed_in = sessions.authenticate(context(request), cookie, wanted=wanted)
+        found = Caller(principal=signed_in.principal, signed_in=signed_in)
+    else:
+        raise AuthenticationFailed(
+            "This request carries no API key. Send it as `Authorization: Bearer KEY` or `api-key: KEY`, or sign in at "
+            "/login with a browser.",
+            code="missing_api_key",
+        )
+    member = None if found.signed_in is None else found.signed_in.member.id
+    request.state.actor = Actor(
+        key_id=found.principal.key_id if found.principal else None,
+        member_id=found.principal.member_id if found.principal else member,
+        address=request.client.host if request.client else None,
+        request_id=request.scope.get("smedje.request_id"),
+    )
+    return found
+
+
+def cookie_name(request: Request, name: str) -> str:
+    """A cookie's name here: over TLS with the prefix that keeps other hosts and plain HTTP from setting it."""
+    return f"__Host-{name}" if request.url.scheme == "https" else name
+
+
+def refuse_foreign_page(request: Request) -> None:
+    """Raises PermissionDenied unless the browser says that a page of this server caused the request.
+
+    Sec-Fetch-Site is what every current browser says to a secure or local address; Origin is what it says to others.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
+    same = site in ("same-origin", "none")
+    if site is None:
+        same = bool(origin) and urlsplit(origin).netloc == request.headers.get("host")
+    if not same:
+        raise PermissionDenied(
+            "A browser's session may change something only from a page of this server. The request says "
+            f"Sec-Fetch-Site: {site or 'nothing'} and Origin: {origin[:100] or 'nothing'}. Programs use an API key.",
+            code="cross_site_request",
+        )
+
+
+def _key(request: Request) -> str | None:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secret.strip():
         return secret.strip()
-    secret = request.headers.get("api-key", "").strip()
-    if secret:
-        return secret
-    raise AuthenticationFailed(
-        "This request carries no API key. Send it as `Authorization: Bearer KEY` or `api-key: KEY`.",
-        code="missing_api_key",
-    )
+    return request.headers.get("api-key", "").strip() or None
