@@ -15,6 +15,7 @@ from typing import TypeVar
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
+from smedje.domain.runs import WORKER_NAME
 from smedje.modeling.folder import model_folder, write_manifest
 from smedje.modeling.tiny_random import write_tiny_llama
 from smedje.objects.store import Objects, open_objects
@@ -73,16 +74,30 @@ class ServerProcess:
         return open_objects((self.home / "objects").as_uri())
 
     def workers(self) -> list[int]:
-        """Process numbers of training workers that belong to this state folder."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        """Process numbers of training workers that belong to this state folder, however they were started."""
+        return [
+            pid
+            for pid, name, words in self._processes()
+            if "smedje.training.worker" in words or ("smedje.training.warm" in words and name == WORKER_NAME)
+        ]
+
+    def waiting(self) -> list[int]:
+        """Process numbers of processes that hold a base model for the next job."""
+        return [
+            pid
+            for pid, name, words in self._processes()
+            if "smedje.training.warm" in words and name != WORKER_NAME and os.getpgid(pid) == pid
+        ]
+
+    def _processes(self) -> Iterator[tuple[int, str, str]]:
+        """Number, name and command line of processes that name this state folder."""
+        for entry in Path("/proc").glob("[0-9]*"):
             try:
-                words = entry.read_bytes()
+                name, words = (entry / "comm").read_text().strip(), (entry / "cmdline").read_text()
             except OSError:
                 continue
-            if b"smedje.training.worker" in words and str(self.home).encode() in words:
-                found.append(int(entry.parent.name))
-        return found
+            if str(self.home) in words:
+                yield int(entry.name), name, words
 
     def submit(self, client: OpenAI, **changes: object) -> FineTuningJob:
         """Upload rows and create a job of forty steps with seed 7."""

@@ -29,6 +29,8 @@ class Settings:
     max_running_jobs: fine-tuning jobs that may run at once on this machine.
     threads: compute threads for one worker; 0 means all usable cores.
     engine_idle_seconds: an engine without requests for this long is stopped.
+    warm_seconds: a process that holds a base model for the next job ends after this long without one; 0: none is kept.
+    warm_model: base model that is held from the server's start on; empty: the one of the latest job.
     lease_seconds: how long a scheduler may be silent before another takes its jobs.
     outbound_allow: what the server may reach of addresses that users give (downloads, webhooks): `public` for the
     public internet, host names, `.example.org` for all names below it, networks; divided by commas. Empty: nothing.
@@ -41,6 +43,8 @@ class Settings:
     max_running_jobs: int = 1
     threads: int = 0
     engine_idle_seconds: int = 900
+    warm_seconds: int = 600
+    warm_model: str = ""
     lease_seconds: int = 8
     outbound_allow: str = ""
 

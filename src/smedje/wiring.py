@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-import psutil
 import structlog
 from fastapi import FastAPI
 
@@ -18,6 +17,9 @@ from smedje.api.app import create_app
 from smedje.api.state import Services
 from smedje.executors.base import worker_environment
 from smedje.executors.local import LocalExecutor
+from smedje.executors.warm import WarmWorkers
+from smedje.modeling.folder import installed_folder
+from smedje.objects.machine import usable_cores, usable_memory
 from smedje.objects.store import open_objects
 from smedje.services.chat import Chat
 from smedje.services.context import Context
@@ -49,16 +51,20 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
     pool = EnginePool(executor, _engine_settings(settings))
     chat = Chat(ctx, pool)
     scheduler = _scheduler(ctx, settings, executor)
+    warm_folder = installed_folder(ctx.home, settings.warm_model) if settings.warm_model else None
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
         stop = threading.Event()
+        if warm_folder is not None and scheduler.warm is not None:
+            scheduler.warm.keep(str(warm_folder))
         thread = threading.Thread(target=scheduler.run_forever, args=(stop,), name="scheduler", daemon=True)
         thread.start()
         try:
             yield
         finally:
             stop.set()
+            ctx.wake.set()
             await chat.close()
             await pool.close()
             await asyncio.to_thread(thread.join, STOP_SECONDS)
@@ -101,26 +107,26 @@ def configure_logging() -> None:
 
 
 def _scheduler(ctx: Context, settings: Settings, executor: LocalExecutor) -> Scheduler:
+    storage = ("--objects", settings.objects_url, "--cache", str(settings.home / "cache"))
+    env = worker_environment(os.environ, objects_url=settings.objects_url)
     return Scheduler(
         ctx=ctx,
         executor=executor,
         limits=Limits(
             max_running_jobs=settings.max_running_jobs,
-            memory_bytes=psutil.virtual_memory().total,
-            threads=settings.threads or _usable_cores(),
+            memory_bytes=usable_memory(),
+            threads=settings.threads or usable_cores(),
             lease_seconds=settings.lease_seconds,
         ),
         owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
-        command=(
-            sys.executable,
-            "-m",
-            "smedje.training.worker",
-            "--objects",
-            settings.objects_url,
-            "--cache",
-            str(settings.home / "cache"),
+        command=(sys.executable, "-m", "smedje.training.worker", *storage),
+        worker_env=env,
+        warm=WarmWorkers(
+            command=(sys.executable, "-m", "smedje.training.warm", *storage),
+            env=env,
+            log=settings.home / "logs" / "warm.log",
+            idle_seconds=settings.warm_seconds,
         ),
-        worker_env=worker_environment(os.environ, objects_url=settings.objects_url),
     )
 
 
@@ -133,7 +139,3 @@ def _engine_settings(settings: Settings) -> EngineSettings:
         idle_seconds=settings.engine_idle_seconds,
         env=worker_environment(os.environ, objects_url=settings.objects_url),
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

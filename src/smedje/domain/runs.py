@@ -79,3 +79,23 @@ class RunResult:
     error_message: str | None = None
     error_param: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOrder:
+    """What a waiting process is told: be the worker of this run, and append your output to `log`."""
+
+    run: str
+    log: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerAnswer:
+    """What a waiting process says: that it is ready (no run), or which process is a run's worker."""
+
+    run: str = ""
+    pid: int = 0
+
+
+# The name under which the system lists a worker that was made from a waiting process (at most 15 bytes).
+WORKER_NAME = "smedje-worker"

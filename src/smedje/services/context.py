@@ -1,5 +1,6 @@
 """What every use case needs: database, object storage, state folder, clock. Knows nothing of settings or HTTP."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ class Context:
     home: state folder; installed base models lie below it. now: Unix seconds with fraction.
     actor: on whose behalf; the server's own unless a request says otherwise.
     outbound: which addresses that users give may be reached; none unless said otherwise.
+    wake: set when a job wants the scheduler's attention, so that nobody waits for its next look.
     """
 
     database: Database
@@ -26,6 +28,7 @@ class Context:
     now: Callable[[], float] = time.time
     actor: Actor = field(default_factory=Actor)
     outbound: Outbound = field(default_factory=Outbound)
+    wake: threading.Event = field(default_factory=threading.Event)
 
     def seconds(self) -> int:
         """The time as rows keep it: whole Unix seconds."""

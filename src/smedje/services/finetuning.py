@@ -64,6 +64,7 @@ def create_job(
         if holding is not None:
             quotas.reserve_for_job(ctx, tx, project.id, job.id, holding)
         record_in(ctx, tx, "job.created", project.id, job.id)
+    ctx.wake.set()
     return job
 
 
@@ -166,6 +167,7 @@ def _move(
         store.save_job(tx, moved, was=job.status)
         store.insert_events(tx, [job_event(job.id, now=now, message=message)])
         record_in(ctx, tx, f"job.{status.value}", project.id, job.id)
+    ctx.wake.set()
     return moved
 
 

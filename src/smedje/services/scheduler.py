@@ -8,13 +8,16 @@ import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from smedje.domain.ids import RUN, new_id
 from smedje.domain.jobs import FineTuningJob, JobError, JobStatus, advance
 from smedje.domain.runs import Control, Outcome, Run, RunResult, RunState
-from smedje.errors import Conflict, SmedjeError
+from smedje.errors import Conflict, NotFound, SmedjeError
 from smedje.executors.base import Executor
+from smedje.executors.warm import WarmWorkers
+from smedje.modeling.folder import installed_folder
 from smedje.objects.run_folder import RunFolder
 from smedje.services.catalog import resolve_origin
 from smedje.services.certificate import certify
@@ -50,7 +53,10 @@ class Limits:
 
 @dataclass
 class Scheduler:
-    """Owns leases and the checks in progress. `command`: argv that starts a training worker, run id appended."""
+    """Owns leases and the checks in progress. `command`: argv that starts a training worker, run id appended.
+
+    warm: turns a waiting process into a worker where there is one; None where every worker starts afresh.
+    """
 
     ctx: Context
     executor: Executor
@@ -58,18 +64,23 @@ class Scheduler:
     owner: str
     command: tuple[str, ...]
     worker_env: Mapping[str, str] = field(default_factory=dict)
+    warm: WarmWorkers | None = None
     _checks: dict[str, Future[Checked | JobError]] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="check"))
 
     def run_forever(self, stop: threading.Event, *, interval: float = 0.3) -> None:
-        """Pass after pass until `stop` is set. Workers go on; the leases are given back."""
+        """Pass after pass until `stop` is set, and at once when `ctx.wake` is. Workers go on; leases are given up."""
+        wake = self.ctx.wake
         while not stop.is_set():
+            wake.clear()
             try:
                 self.step()
             except Exception:
                 # One bad pass must not end supervision; the next pass begins from the rows again.
                 log.exception("scheduler pass failed")
-            stop.wait(interval)
+            wake.wait(interval)
+        if self.warm is not None:
+            self.warm.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self.ctx.database.transaction() as tx:
             leases.release_all(tx, owner=self.owner)
@@ -91,6 +102,8 @@ class Scheduler:
             except Conflict as moved:
                 # Cancelled, paused or taken over while we looked: the row as it is now decides the next pass.
                 log.info("job %s moved on: %s", lease.job.id, moved.code)
+        if self.warm is not None:
+            self.warm.tend(busy=any(lease.job.status is JobStatus.RUNNING for lease in held))
 
     def _supervise(self, lease: Lease) -> None:
         match lease.job.status:
@@ -114,6 +127,8 @@ class Scheduler:
                 return
             self._say(job, _validating(job))
             self._checks[job.id] = self._pool.submit(check_job, self.ctx, job, origin)
+            self._checks[job.id].add_done_callback(lambda done: self.ctx.wake.set())
+            self._get_ready(origin.base_model)
             return
         if not check.done():
             return
@@ -127,6 +142,15 @@ class Scheduler:
             job_rows.save_job(tx, moved, was=job.status, fence=lease.fence)
             message = "Files validated, moving job to queued state"
             job_rows.insert_events(tx, [job_event(job.id, now=self.ctx.seconds(), message=message)])
+        self.ctx.wake.set()
+
+    def _get_ready(self, base_model: str) -> None:
+        """Hold the base model of a job that is being checked, or that has just ended, unless runs need the machine."""
+        with self.ctx.database.transaction() as tx:
+            idle = not run_rows.list_active_runs(tx)
+        if self.warm is not None and idle:
+            with suppress(NotFound):
+                self.warm.keep(str(installed_folder(self.ctx.home, base_model)))
 
     def _say(self, job: FineTuningJob, message: str) -> None:
         with self.ctx.database.transaction() as tx:
@@ -186,9 +210,12 @@ class Scheduler:
             if run.attempt == 1:
                 job_rows.insert_events(tx, [job_event(job.id, now=now, message="Fine-tuning job started")])
         log_path = self.ctx.home / "logs" / f"{run.id}.log"
-        handle = self.executor.start(run.id, [*self.command, "--run", run.id], env=self.worker_env, log=log_path)
-        with self.ctx.database.transaction() as tx:
-            run_rows.save_run(tx, replace(run, state=RunState.RUNNING, handle={**run.handle, **handle}))
+        handle = None if self.warm is None else self.warm.start(run.id, spec.base_folder, log=log_path)
+        if handle is None:
+            handle = self.executor.start(run.id, [*self.command, "--run", run.id], env=self.worker_env, log=log_path)
+        if handle:
+            with self.ctx.database.transaction() as tx:
+                run_rows.save_run(tx, replace(run, state=RunState.RUNNING, handle={**run.handle, **handle}))
 
     # Following
 
@@ -234,6 +261,8 @@ class Scheduler:
             done = record_success(self.ctx, tx, job, result, project_name=project_name)
             job_rows.save_job(tx, advance(done, JobStatus.SUCCEEDED, now=now), was=JobStatus.RUNNING, fence=lease.fence)
             run_rows.save_run(tx, replace(run, state=RunState.FINISHED, ended_at=now))
+        self._get_ready(job.request.base_model)
+        self.ctx.wake.set()
 
     def _lost(self, lease: Lease, run: Run) -> None:
         """The worker went away without a result: try again from its saved state, but not for ever."""
@@ -268,9 +297,10 @@ class Scheduler:
         return found
 
     def _is_alive(self, run: Run) -> bool:
-        """Alive, or started so recently that it may not have said so yet."""
+        """Alive, or started so recently that it may not have said so yet, or waiting for its base model."""
         if run.state is RunState.STARTING:
-            return self.ctx.now() - run.started_at < SILENCE_SECONDS
+            reading = self.warm is not None and self.warm.reading
+            return reading or self.ctx.now() - run.started_at < SILENCE_SECONDS
         return self.executor.alive(run.handle)
 
     # Stopping

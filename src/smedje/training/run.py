@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from smedje.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.classification import LabelledDataset, encode_labelled
 from smedje.data.encode import EncodedDataset, encode_file
 from smedje.data.preference import PreferenceDataset, encode_pairs
@@ -23,28 +23,34 @@ from smedje.domain.runs import RunEvent
 from smedje.errors import InvalidRequest
 from smedje.modeling.adapter import load_adapter
 from smedje.modeling.config import Slot, targets_of
-from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, TrainableLora
+from smedje.modeling.transformer import CausalDecoder
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.checkpoint import load_latest_state
 from smedje.training.loop import Job, Rows, State, StepRecord
 from smedje.training.optimizer import make_optimizer
+from smedje.training.resident import Resident, base_decoder, base_tokenizer
 from smedje.training.resolve import resolve_plan
 from smedje.training.spec import LoraSpec, TrainingSpec
 
 
-def prepare(objects: Objects, spec: TrainingSpec, *, cache: Path) -> tuple[Job, State]:
-    """Load data and base model, resolve "auto", and continue the newest saved state of an earlier run, if any."""
+def prepare(
+    objects: Objects, spec: TrainingSpec, *, cache: Path, resident: Resident | None = None
+) -> tuple[Job, State]:
+    """Load data and base model, resolve "auto", and continue the newest saved state of an earlier run, if any.
+
+    resident: what is in memory already; used where it is the very same.
+    """
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
     base = Path(spec.base_folder)
-    training, validation = load_rows(
-        objects, spec, load_chat_tokenizer(base, today=date.fromisoformat(spec.today)), cache=cache
-    )
+    tokenizer = base_tokenizer(resident, base, today=date.fromisoformat(spec.today))
+    training, validation = load_rows(objects, spec, tokenizer, cache=cache)
     plan = resolve_plan(len(training.indices), spec)
     _check_watch(spec, validation)
-    state = fresh_state(objects, spec, base, cache=cache, classes=len(_names(training.dataset) or ()))
+    decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
+    state = fresh_state(objects, spec, decoder, cache=cache, classes=len(_names(training.dataset) or ()))
     job = Job(
         plan=plan,
         training=training,
@@ -125,12 +131,13 @@ def _check_watch(spec: TrainingSpec, validation: Rows | None) -> None:
         )
 
 
-def fresh_state(objects: Objects, spec: TrainingSpec, base: Path, *, cache: Path, classes: int = 0) -> State:
+def fresh_state(
+    objects: Objects, spec: TrainingSpec, decoder: CausalDecoder, *, cache: Path, classes: int = 0
+) -> State:
     """The base model with a new adapter, or with the adapter that training continues from; nothing trained yet.
 
     classes: rows of a classifier's head; 0 for a chat model.
     """
-    decoder = load_decoder(base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
     config = adapter_config(spec.lora, decoder.slots)
     weights = None
     if spec.lora.initial is not None:

@@ -2,6 +2,7 @@
 
 Reads the spec from the run folder, trains, and says everything through the folder: events, checkpoints, saved state,
 a heartbeat, and one result at the very end. Knows no database and no HTTP; goes on working when nobody listens.
+A waiting process that becomes a worker (training/warm.py) hands over what it holds in memory.
 """
 
 import argparse
@@ -13,12 +14,16 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smedje.domain.runs import Control, Outcome, RunEvent, RunResult
 from smedje.errors import SmedjeError
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects, open_objects
 from smedje.training.spec import spec_from_json
+
+if TYPE_CHECKING:
+    from smedje.training.resident import Resident
 
 HEARTBEAT_SECONDS = 2.0
 log = logging.getLogger("smedje.training")
@@ -54,7 +59,9 @@ def beat(folder: RunFolder, stop: threading.Event) -> None:
             return
 
 
-def train_run(objects: Objects, folder: RunFolder, reporter: Reporter, *, cache: Path) -> RunResult:
+def train_run(
+    objects: Objects, folder: RunFolder, reporter: Reporter, *, cache: Path, resident: "Resident | None" = None
+) -> RunResult:
     """Do the whole run; returns its result. Raises SmedjeError for what a person can mend."""
     spec = spec_from_json(folder.read_spec())
     # Imported here, after the heartbeat has begun: torch alone takes seconds on a busy machine.
@@ -63,11 +70,17 @@ def train_run(objects: Objects, folder: RunFolder, reporter: Reporter, *, cache:
     from smedje.training.run import label_names, prepare, record_event, resolved_event
 
     began = time.monotonic()
-    job, state = prepare(objects, spec, cache=cache)
+    job, state = prepare(objects, spec, cache=cache, resident=resident)
     reporter.say(resolved_event(spec, job, state, load_seconds=time.monotonic() - began))
     began, saved, first_step = time.monotonic(), time.monotonic(), state.step
+    stepping = began
     for record in train(job, state):
-        reporter.say(record_event(record, job, speed=(state.step - first_step, time.monotonic() - began)))
+        reporter.say(record_event(record, job, speed=(state.step - first_step, time.monotonic() - stepping)))
+        if record.step == 0:
+            # Measuring the base model is no step: it must not count in the time that the steps left will take.
+            stepping = time.monotonic()
+        elif record.step == first_step + 1:
+            reporter.flush()
         if record.keep:
             figures = {k: v for k, v in record_event(record, job).data.items() if isinstance(v, float)}
             key = save_checkpoint(
@@ -106,8 +119,11 @@ def _totals(trained_tokens: int, began: float) -> dict[str, float]:
     return {"trained_tokens": trained_tokens, "seconds": time.monotonic() - began, "peak_memory_bytes": peak}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one training run to its result; the exit code is 0 whenever a result was written."""
+def main(argv: Sequence[str] | None = None, *, resident: "Resident | None" = None) -> int:
+    """Run one training run to its result; the exit code is 0 whenever a result was written.
+
+    resident: a base model that is in memory already; used where it is the run's own and unchanged.
+    """
     parser = argparse.ArgumentParser(prog="smedje.training.worker")
     parser.add_argument("--objects", required=True, help="object storage URL")
     parser.add_argument("--run", required=True, help="run id")
@@ -121,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pulse.start()
     reporter = Reporter(folder)
     try:
-        result = train_run(objects, folder, reporter, cache=arguments.cache)
+        result = train_run(objects, folder, reporter, cache=arguments.cache, resident=resident)
     except SmedjeError as problem:
         log.warning("run failed: %s", problem.code)
         result = RunResult(

@@ -1,0 +1,46 @@
+"""What this process may use of its machine: cores and memory, by the system's own limits. Imports no compute library.
+
+One truth for the server, its workers and `smedje doctor`. Knows Linux control groups; refuses to know what for.
+"""
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroup: Path = CGROUP) -> int:
+    """Cores by the scheduler's mask and the control group's quota, whichever is less; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    second = _words(cgroup / "cpu.max", 2)
+    first = _words(cgroup / "cpu/cpu.cfs_quota_us", 1) + _words(cgroup / "cpu/cpu.cfs_period_us", 1)
+    for words in (second, first):
+        if len(words) == 2 and all(word.isdigit() for word in words):
+            return max(1, min(cores, int(words[0]) // int(words[1])))
+    return cores
+
+
+def usable_memory() -> int:
+    """Bytes of memory of the machine, or of the control group where that has a smaller limit."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    limit = memory_limit()
+    return total if limit is None else min(total, limit)
+
+
+def memory_limit(cgroup: Path = CGROUP) -> int | None:
+    """The control group's memory limit in bytes; None when there is none."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        words = _words(cgroup / name, 1)
+        if words and words[0].isdigit():
+            return int(words[0])
+    return None
+
+
+def _words(path: Path, count: int) -> tuple[str, ...]:
+    try:
+        words = tuple(path.read_text().split())
+    except OSError:
+        return ()
+    return words if len(words) == count else ()
