@@ -97,6 +97,12 @@ CanReadQuotas = Annotated[Principal, Depends(Requires(Permission.QUOTAS_READ))]
 CanWriteQuotas = Annotated[Principal, Depends(Requires(Permission.QUOTAS_WRITE))]
 CanWritePrices = Annotated[Principal, Depends(Requires(Permission.PRICES_WRITE))]
 CanReadAudit = Annotated[Principal, Depends(Requires(Permission.AUDIT_READ))]
+CanReadProject = Annotated[Principal, Depends(Requires(Permission.PROJECT_READ))]
+CanWriteProject = Annotated[Principal, Depends(Requires(Permission.PROJECT_WRITE))]
+CanReadWebhooks = Annotated[Principal, Depends(Requires(Permission.WEBHOOKS_READ))]
+CanWriteWebhooks = Annotated[Principal, Depends(Requires(Permission.WEBHOOKS_WRITE))]
+CanReadErasures = Annotated[Principal, Depends(Requires(Permission.ERASURES_READ))]
+CanWriteErasures = Annotated[Principal, Depends(Requires(Permission.ERASURES_WRITE))]
 
 
 def check_routes(app: FastAPI) -> None:

@@ -35,6 +35,10 @@ class Permission(StrEnum):
     QUOTAS_WRITE = "quotas.write"
     PRICES_WRITE = "prices.write"
     AUDIT_READ = "audit.read"
+    WEBHOOKS_READ = "webhooks.read"
+    WEBHOOKS_WRITE = "webhooks.write"
+    ERASURES_READ = "erasures.read"
+    ERASURES_WRITE = "erasures.write"
 
 
 # Asked about a hub, or about all of them: a route lets pass whoever holds one anywhere, its service looks closer.
@@ -78,6 +82,7 @@ _NOT_DEVELOPER = {
     Permission.QUOTAS_WRITE,
     Permission.PRICES_WRITE,
     Permission.AUDIT_READ,
+    Permission.ERASURES_WRITE,
     Permission.USERS_READ,
 }
 _NOT_READER = {Permission.KEYS_READ, Permission.AUDIT_READ, Permission.USERS_READ}
