@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.cli.main import app
+from smedje.data.counting import count_tokens
 from smedje.data.encode import encode_file
 from smedje.data.insights import find_leaks, insights_to_dict, look_at, with_token_bars
 from smedje.data.language import guess_language
@@ -17,7 +18,7 @@ from smedje.data.near import NearIndex
 from smedje.data.page import report_page
 from smedje.data.personal import find_private, redact
 from smedje.data.report import histogram, report_to_dict
-from smedje.data.validate import check_tokens, validate_file
+from smedje.data.validate import validate_file
 from smedje.data.view import view_line
 from smedje.errors import InvalidData, NotFound
 
@@ -178,14 +179,14 @@ def test_the_page_is_one_safe_file(tmp_path: Path) -> None:
     """No script, no link, texts escaped, a described picture for each chart, tables with headings."""
     tokenizer = load_chat_tokenizer(write_model_folder(tmp_path / "smollm2", "smollm2"))
     path = write(tmp_path / "a.jsonl", [chat(f"Q{n}", "A <script>") for n in range(12)])
-    _, tokens = check_tokens(path, tokenizer, max_tokens=None)
+    tokens = count_tokens(path, tokenizer, max_tokens=None).statistics
     insights = with_token_bars(look_at(path), tokens)
     report = {**report_to_dict(validate_file(path)), "insights": insights_to_dict(insights)}
     page = report_page(report, title="<img src=x>.jsonl")
     assert "<script" not in page
     assert "<img" not in page
     assert "http" not in page
-    assert page.count('role="img" aria-label="') == 3
+    assert page.count('role="img" aria-label="') == 4
     assert 'lang="en"' in page
 
 

@@ -8,9 +8,9 @@ import pytest
 from tests.training_runs import preference_rows
 
 from smedje.chat.tokenizer import load_chat_tokenizer
+from smedje.data.counting import count_tokens
 from smedje.data.preference import (
     SPELLINGS,
-    check_pair_tokens,
     encode_pairs,
     is_preference_file,
     parse_pairs,
@@ -116,7 +116,8 @@ def test_only_the_answers_are_labelled(tmp_path: Path) -> None:
     labelled = [sum(weight > 0 for weight in dataset.answers.example(row)[1]) for row in range(6)]
     assert labelled[0] == labelled[2]
     assert labelled[1] == labelled[3]
-    problems, tokens = check_pair_tokens(path, tokenizer, max_tokens=max(dataset.answers.length(r) for r in range(2)))
+    counted = count_tokens(path, tokenizer, max_tokens=max(dataset.answers.length(r) for r in range(2)))
+    problems, tokens = counted.problems, counted.statistics
     assert [(p.line, p.code) for p in problems] == [(2, "example_too_long")]
     assert tokens.examples == 3
     assert tokens.trained_tokens == sum(labelled)

@@ -95,20 +95,19 @@ def existing(file: Path) -> Path:
 
 
 def _report(file: Path, model: str | None, validation: Path | None) -> dict[str, Any]:
+    from smedje.data.counting import count_tokens
+    from smedje.data.forms import validate_any
     from smedje.data.insights import by_weight, find_leaks, insights_to_dict, look_at, with_token_bars
-    from smedje.data.preference import check_pair_tokens, is_preference_file, validate_preferences
     from smedje.data.report import report_to_dict, with_tokens
-    from smedje.data.validate import check_tokens, validate_file
 
-    pairs = is_preference_file(existing(file))
-    report, insights = (validate_preferences if pairs else validate_file)(file), look_at(file)
+    report, insights = validate_any(existing(file)), look_at(file)
     if validation is not None:
         leaks = find_leaks(file, existing(validation))
         insights = replace(insights, findings=by_weight([*insights.findings, *leaks]))
     if model is not None:
-        check = check_pair_tokens if pairs else check_tokens
-        problems, tokens = check(file, _tokenizer(model), max_tokens=_limit(model))
-        report, insights = with_tokens(report, problems, tokens), with_token_bars(insights, tokens)
+        counted = count_tokens(file, _tokenizer(model), max_tokens=_limit(model))
+        report = with_tokens(report, counted.problems, counted.statistics)
+        insights = with_token_bars(insights, counted.statistics)
     return {**report_to_dict(report), "insights": insights_to_dict(insights)}
 
 

@@ -10,7 +10,7 @@ from hashlib import blake2b
 import msgspec
 
 from smedje.data.parse import ChatExample
-from smedje.data.split import place_of
+from smedje.data.split import place_of, split_rows
 
 
 class DialogueGroups:
@@ -83,6 +83,25 @@ def split_shares(
             _deal(gathered, shares, parts, seed=seed)
     _deal(rare, shares, parts, seed=seed)
     return [sorted(part) for part in parts]
+
+
+def hold_out(
+    rows: int,
+    *,
+    seed: int,
+    fraction: float,
+    groups: Sequence[Hashable] | None = None,
+    labels: Sequence[Hashable] | None = None,
+) -> tuple[list[int], list[int]]:
+    """Training and validation rows of a job, both rising; a pure function of the seed.
+
+    Without labels as `split_rows`; with labels, validation gets its share of each of them.
+    """
+    if labels is not None and 0 < fraction < 1:
+        training, held = split_shares(rows, (1 - fraction, fraction), seed=seed, groups=groups, labels=labels)
+        if held:
+            return training, held
+    return split_rows(rows, seed=seed, validation_fraction=fraction, groups=groups)
 
 
 def _deal(gathered: list[list[int]], shares: Sequence[float], parts: list[list[int]], *, seed: int) -> None:

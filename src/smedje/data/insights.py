@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from smedje.data.encode import conversation_digest
+from smedje.data.forms import Form, Item, form_of, read_items
 from smedje.data.language import guess_language
 from smedje.data.near import NearIndex, normal
-from smedje.data.parse import ChatExample, parse_lines
+from smedje.data.parse import ChatExample
 from smedje.data.personal import find_private
 from smedje.data.report import Bar, Distribution, TokenStatistics, distribution, histogram
 
@@ -52,17 +52,20 @@ class Finding:
 @dataclass(frozen=True)
 class Insights:
     """What was seen. findings: heaviest first. languages: examples by guessed ISO 639-1 code, "?" for no guess.
+    turns_per_example: assistant messages.
 
     labels: how often each answer stands, when the answers look like labels. private: kind of private data to examples.
     histograms: bars of messages and characters an example, and of tokens when a base model was named.
     """
 
     examples: int
+    form: Form = "chat"
     findings: tuple[Finding, ...] = ()
     languages: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, int] | None = None
     private: Mapping[str, int] = field(default_factory=dict)
     characters_per_example: Distribution | None = None
+    turns_per_example: Distribution | None = None
     histograms: Mapping[str, tuple[Bar, ...]] = field(default_factory=dict)
 
     @property
@@ -72,11 +75,12 @@ class Insights:
 
 
 def look_at(path: Path, *, limit: int = LOOKED_AT) -> Insights:
-    """What the first `limit` valid examples of a chat file are like."""
-    look = _Look()
-    for parsed in parse_lines(path):
-        if parsed.example is not None:
-            look.take(parsed.example)
+    """What the first `limit` valid examples of a data file are like, whatever its form."""
+    form = form_of(path)
+    look = _Look(form)
+    for item in read_items(path, form):
+        if item.example is not None:
+            look.take(item, item.example)
             if look.examples >= limit:
                 break
     return look.insights()
@@ -84,36 +88,66 @@ def look_at(path: Path, *, limit: int = LOOKED_AT) -> Insights:
 
 def find_leaks(training: Path, validation: Path, *, limit: int = LOOKED_AT) -> tuple[Finding, ...]:
     """Validation lines that stand in the training file too, word for word or nearly. Lines are those of validation."""
-    index, digests = NearIndex(), set()
-    for number, example in enumerate(_examples(training)):
-        digests.add(conversation_digest(example))
-        if number < limit:
-            index.add(example.line, spoken(example))
+    leaks = Leaks(training, limit=limit)
     exact, near = [], []
-    for number, example in enumerate(_examples(validation)):
-        if conversation_digest(example) in digests:
-            exact.append(example.line)
-        elif number < limit and index.find(spoken(example)) is not None:
-            near.append(example.line)
+    for item in read_items(validation):
+        match leaks.of(item):
+            case "exact":
+                exact.append(item.line)
+            case "near":
+                near.append(item.line)
     remedy = "Remove them from one of the files: they make the validation loss look better than it is."
     told = (
         _finding(
-            "leaked_example", "{} of the validation file stands|stand in the training file", exact, remedy, weight=9
+            "leaked_example",
+            "{} of the validation file stands|stand in the training file",
+            exact,
+            remedy,
+            repair="drop_leaks",
+            weight=9,
         ),
         _finding(
             "nearly_leaked_example",
             "{} of the validation file nearly stands|stand in the training file",
             near,
             remedy,
+            repair="drop_leaks",
             weight=7,
         ),
     )
     return tuple(found for found in told if found is not None)
 
 
+class Leaks:
+    """Which lines of another file stand in this one: word for word against all of it, nearly against the first
+    `limit` examples, for as many lines."""
+
+    def __init__(self, path: Path, *, limit: int = LOOKED_AT) -> None:
+        self._index, self._digests = NearIndex(), set()
+        self._limit, self._asked = limit, 0
+        for number, item in enumerate(one for one in read_items(path) if one.example is not None):
+            self._digests.add(item.digest)
+            if number < limit and item.example is not None:
+                self._index.add(item.line, spoken(item.example))
+
+    def of(self, item: Item) -> Literal["exact", "near"] | None:
+        """Whether a line of the other file is in this one."""
+        if item.example is None:
+            return None
+        self._asked += 1
+        if item.digest in self._digests:
+            return "exact"
+        near = self._asked <= self._limit and self._index.find(spoken(item.example)) is not None
+        return "near" if near else None
+
+
 def with_token_bars(insights: Insights, tokens: TokenStatistics) -> Insights:
     """The insights with the bars of the examples' tokens, and how much is trained when that is little."""
     findings = list(insights.findings)
+    if tokens.over_limit:
+        text = f"{tokens.over_limit} examples are longer than {tokens.limit} tokens and would be refused."
+        remedy = "Shorten or drop them, or raise max_tokens_per_example."
+        findings.append(Finding("example_too_long", text, remedy, tokens.over_limit, (), "drop_too_long", 8))
     if tokens.tokens and tokens.trained_share < 0.05:
         share = f"Only {tokens.trained_share:.1%} of the tokens are learnt; the rest is prompt."
         findings.append(Finding("little_is_trained", share, "Shorten the prompts.", tokens.examples, weight=3))
@@ -154,10 +188,11 @@ def label_counts(answers: Sequence[str]) -> dict[str, int] | None:
     return dict(counts.most_common()) if few and all(0 < len(one) <= LONGEST_LABEL for one in counts) else None
 
 
-def private_kinds(example: ChatExample) -> set[str]:
-    """The kinds of private data in an example."""
-    texts = [one.content for one in example.messages if one.content]
-    for message in example.messages:
+def private_kinds(*examples: ChatExample) -> set[str]:
+    """The kinds of private data in examples."""
+    messages = [one for example in examples for one in example.messages]
+    texts = [one.content for one in messages if one.content]
+    for message in messages:
         texts += [argument for call in message.tool_calls if (argument := arguments(call))]
     return {place.kind for text in texts for place in find_private(text)}
 
@@ -166,10 +201,6 @@ def arguments(call: Mapping[str, Any]) -> str | None:
     """The arguments of a call as text, None when they are none."""
     found = (call.get("function") or {}).get("arguments")
     return found if isinstance(found, str) else None
-
-
-def _examples(path: Path) -> Iterable[ChatExample]:
-    return (parsed.example for parsed in parse_lines(path) if parsed.example is not None)
 
 
 def _finding(
@@ -187,8 +218,9 @@ def _finding(
 class _Look:
     """Collects while the examples go by."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: Form) -> None:
         self.examples = 0
+        self._form = form
         self._near = NearIndex()
         self._digests: set[int] = set()
         self._copies: list[int] = []
@@ -200,33 +232,43 @@ class _Look:
         self._private: dict[str, list[int]] = {}
         self._languages: Counter[str] = Counter()
         self._answers: list[str] = []
+        self._messages: list[int] = []
         self._turns: list[int] = []
+        self._preferred: set[bytes] = set()
         self._characters: list[int] = []
 
-    def take(self, example: ChatExample) -> None:
-        """The next example."""
+    def take(self, item: Item, example: ChatExample) -> None:
+        """The next example, which is the item's."""
         self.examples += 1
         text, said = spoken(example), answer(example)
-        self._turns.append(len(example.messages))
+        self._messages.append(len(example.messages))
+        self._turns.append(sum(one.role == "assistant" for one in example.messages))
         self._characters.append(sum(len(one.content or "") for one in example.messages))
         self._languages[guess_language(text) or "?"] += 1
         self._answers.append(said if len(said) <= LONGEST_LABEL else "")
         if example.messages[0].role not in ("system", "developer"):
             self._without_system.append(example.line)
-        if is_boilerplate(said) and not example.messages[-1].tool_calls:
+        if is_boilerplate(said) and not example.messages[-1].tool_calls and self._form != "classification":
             self._boilerplate.append(example.line)
-        for kind in private_kinds(example):
+        for kind in private_kinds(*(one for one in (example, item.other) if one is not None)):
             self._private.setdefault(kind, []).append(example.line)
-        self._compare(example, text, said)
+        self._compare(item, example, text, said)
 
-    def _compare(self, example: ChatExample, text: str, said: str) -> None:
-        digest = conversation_digest(example)
-        if digest in self._digests:
+    def _compare(self, item: Item, example: ChatExample, text: str, said: str) -> None:
+        if item.digest in self._digests:
             self._copies.append(example.line)
             return
-        self._digests.add(digest)
+        self._digests.add(item.digest)
         told = blake2b(normal(said), digest_size=16).digest()
-        first = self._questions.setdefault(question(example), (example.line, told))
+        asked = question(example)
+        if item.other is not None:
+            # Several pairs of one prompt are usual; the same two answers the other way round are not.
+            worse = blake2b(normal(answer(item.other)), digest_size=16).digest()
+            self._preferred.add(asked + told + worse)
+            if asked + worse + told in self._preferred:
+                self._contradictions.append(example.line)
+            return
+        first = self._questions.setdefault(asked, (example.line, told))
         if first[1] != told and not example.messages[-1].tool_calls:
             self._contradictions.append(example.line)
         elif self._near.add(example.line, text) is not None:
@@ -251,20 +293,28 @@ class _Look:
         ]
         return Insights(
             examples=self.examples,
+            form=self._form,
             findings=by_weight(one for one in found if one is not None),
             languages=dict(self._languages.most_common()),
             labels=labels,
             private={kind: len(lines) for kind, lines in sorted(self._private.items())},
             characters_per_example=distribution(self._characters),
-            histograms={"messages": histogram(self._turns), "characters": histogram(self._characters)},
+            turns_per_example=distribution(self._turns),
+            histograms={
+                "messages": histogram(self._messages),
+                "turns": histogram(self._turns),
+                "characters": histogram(self._characters),
+            },
         )
 
     def _copy_findings(self) -> list[Finding | None]:
         share = len(self._copies) / max(1, self.examples)
+        pairs = self._form == "preference"
+        otherwise = "prefers|prefer what an earlier line finds worse" if pairs else "answers|answer otherwise"
         return [
             _finding(
                 "contradictory_answer",
-                "{} asks|ask what an earlier line asks and answers|answer otherwise",
+                f"{{}} asks|ask what an earlier line asks and {otherwise}",
                 self._contradictions,
                 "Decide which answer is right; the model would learn to guess.",
                 repair="drop_contradictions",

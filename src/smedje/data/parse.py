@@ -89,7 +89,7 @@ def parse_line(raw: bytes, line: int) -> ParsedLine:
 def parse_lines(source: Path | BinaryIO) -> Iterator[ParsedLine]:
     """Every line of a file with its example or its problems. Blank lines between others are a warning."""
     for line in read_lines(source):
-        yield _parse_any(line)
+        yield parse_any(line)
 
 
 def read_examples(source: Path | BinaryIO) -> Iterator[ChatExample]:
@@ -123,7 +123,8 @@ def blank_line(number: int) -> Problem:
     return Problem(number, "$", "blank_line", "warning", "The line is blank.", "Remove it.")
 
 
-def _parse_any(line: Line) -> ParsedLine:
+def parse_any(line: Line) -> ParsedLine:
+    """What one line is, blank or too long included."""
     if line.raw is None:
         return ParsedLine(line.number, None, (line_too_large(line.number),))
     if line.blank:

@@ -9,7 +9,8 @@ from __future__ import annotations  # Python 3.11 cannot subscript array.array
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.encode import EncodedDataset
 from smedje.data.lines import Line, read_lines
 from smedje.data.parse import ChatExample, parse_line
-from smedje.data.problems import Problem, ProblemLog, problem_from
-from smedje.data.report import Report, Statistics, TokenStatistics, distribution
+from smedje.data.problems import Problem, ProblemLog
+from smedje.data.report import Report, Statistics, distribution
 from smedje.errors import InvalidData, InvalidRequest
 
 SPELLINGS = (("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion"))
@@ -99,53 +100,24 @@ def validate_preferences(path: Path) -> Report:
         code = "invalid_n_examples" if examples else "empty_file"
         message = f"Training file has {examples} example(s), but must have at least {FEWEST_EXAMPLES} examples."
         log.add(Problem(0, "$", code, "error", message, "Add more preference pairs."))
-    roles = [message.role for example in valid for message in example.messages]
-    statistics = Statistics(
+    return Report(log.kept(), statistics_of(valid, log, examples=examples, size=path.stat().st_size))
+
+
+def statistics_of(valid: Sequence[ChatExample], log: ProblemLog, *, examples: int, size: int) -> Statistics:
+    """The statistics of a file whose valid lines are all in memory. size: of the file, in bytes."""
+    roles = Counter(message.role for example in valid for message in example.messages)
+    return Statistics(
         examples=examples,
         valid_examples=len(valid),
-        bytes=path.stat().st_size,
-        messages_by_role={role: roles.count(role) for role in dict.fromkeys(roles)},
+        bytes=size,
+        messages_by_role=dict(roles),
         messages_per_example=distribution(array("I", [len(example.messages) for example in valid])),
         user_characters=distribution(_characters(valid, "user")),
         assistant_characters=distribution(_characters(valid, "assistant")),
         system_prompt_share=sum(e.messages[0].role in ("system", "developer") for e in valid) / max(1, len(valid)),
-        duplicate_examples=0,
+        duplicate_examples=log.counts["duplicate_example"],
         errors=log.errors,
         warnings=log.warnings,
-        problem_codes=dict(log.counts),
-    )
-    return Report(log.kept(), statistics)
-
-
-def check_pair_tokens(
-    path: Path, tokenizer: ChatTokenizer, *, max_tokens: int | None
-) -> tuple[tuple[Problem, ...], TokenStatistics]:
-    """`validate.check_tokens` for pairs: max_tokens holds for each answer with its prompt; counts are of both."""
-    log, lengths, trained = ProblemLog(), array("I"), array("I")
-    for parsed in parse_pairs(path):
-        if parsed.pair is None:
-            continue
-        try:
-            rendered = [_render(tokenizer, one) for one in (parsed.pair.preferred, parsed.pair.other)]
-        except InvalidRequest as error:
-            log.add(problem_from(error, line=parsed.line, remedy="Change the pair, or choose another base model."))
-            continue
-        lengths.append(sum(len(tokens) for tokens, _ in rendered))
-        trained.append(sum(weight > 0 for _, weights in rendered for weight in weights))
-        longest = max(len(tokens) for tokens, _ in rendered)
-        if max_tokens is not None and longest > max_tokens:
-            log.add(
-                Problem(parsed.line, "$", "example_too_long", "error", _too_long(longest, max_tokens), "Shorten it.")
-            )
-    tokens, counted = sum(lengths), sum(trained)
-    return log.kept(), TokenStatistics(
-        examples=len(lengths),
-        tokens=tokens,
-        trained_tokens=counted,
-        trained_share=counted / tokens if tokens else 0.0,
-        tokens_per_example=distribution(lengths),
-        trained_tokens_per_example=distribution(trained),
-        limit=max_tokens,
         problem_codes=dict(log.counts),
     )
 
@@ -162,7 +134,7 @@ def encode_pairs(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Pr
             raise InvalidData(f"Line {parsed.line}: {errors[0].message} {errors[0].remedy}", code=errors[0].code)
         if parsed.pair is None:
             continue
-        groups.append(_prompt_digest(parsed.pair.preferred))
+        groups.append(prompt_digest(parsed.pair.preferred))
         for example in (parsed.pair.preferred, parsed.pair.other):
             try:
                 tokens, weights = _render(tokenizer, example)
@@ -188,12 +160,13 @@ def _too_long(length: int, limit: int) -> str:
     return f"An answer with its prompt has {length} tokens; at most {limit} are allowed."
 
 
-def _prompt_digest(example: ChatExample) -> int:
+def prompt_digest(example: ChatExample) -> int:
+    """64 bits that are equal for examples that differ in their last message alone."""
     body = msgspec.json.encode([example.to_messages()[:-1], example.tools], order="deterministic")
     return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little")
 
 
-def _characters(examples: list[ChatExample], role: str) -> array[int]:
+def _characters(examples: Sequence[ChatExample], role: str) -> array[int]:
     return array("I", [len(m.content or "") for e in examples for m in e.messages if m.role == role])
 
 

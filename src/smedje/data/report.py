@@ -46,7 +46,8 @@ class TokenStatistics:
     examples: training examples after rendering; more than lines where a template needs one for each answer.
     tokens, trained_tokens: for one epoch; `tokens` is what usage counts. trained_share: trained_tokens / tokens.
     limit: most tokens an example may have, None for no limit. problem_codes: how often each problem occurs.
-    over_limit: examples above the limit. histogram: bars of tokens an example.
+    over_limit: examples above the limit; tokens_over_limit: what cutting them there would lose.
+    histogram: bars of tokens an example.
     """
 
     examples: int
@@ -58,6 +59,7 @@ class TokenStatistics:
     limit: int | None
     problem_codes: Mapping[str, int]
     over_limit: int = 0
+    tokens_over_limit: int = 0
     histogram: tuple[Bar, ...] = ()
 
 
@@ -172,7 +174,7 @@ def _large_distribution(values: Sequence[int]) -> Distribution:
 
 
 def with_tokens(report: Report, problems: Iterable[Problem], tokens: TokenStatistics) -> Report:
-    """The report with what `check_tokens` found; all of its problems are errors."""
+    """The report with what `count_tokens` found; all of its problems are errors."""
     errors = sum(tokens.problem_codes.values())
     codes = Counter(report.statistics.problem_codes) + Counter(tokens.problem_codes)
     found = replace(report.statistics, tokens=tokens, errors=report.statistics.errors + errors, problem_codes=codes)

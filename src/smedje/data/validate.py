@@ -1,7 +1,7 @@
 """Checks of a whole chat data file: every problem with its line, and the statistics.
 
 Streams: memory grows only by a few numbers an example. Refuses to know the rules of one example (rules.py); what needs
-a tokenizer is apart, in `check_tokens`.
+a tokenizer is in counting.py.
 """
 
 from __future__ import annotations  # Python 3.11 cannot subscript array.array
@@ -12,14 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from smedje.chat.template import render_examples
-from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.halves import find_copies, scan_file, worthwhile_processes
-from smedje.data.parse import blank_line, parse_lines
-from smedje.data.problems import Problem, ProblemLog, problem_from
-from smedje.data.report import Report, Statistics, TokenStatistics, distribution, histogram
+from smedje.data.parse import blank_line
+from smedje.data.problems import Problem, ProblemLog
+from smedje.data.report import Report, Statistics, distribution
 from smedje.data.scan import Segment
-from smedje.errors import InvalidRequest
 
 FEWEST_EXAMPLES = 10
 
@@ -92,44 +89,6 @@ def _copy(line: int, first: int) -> Problem:
     return Problem(line, "$", "duplicate_example", "warning", message, "Remove the copy.")
 
 
-def check_tokens(
-    path: Path, tokenizer: ChatTokenizer, *, max_tokens: int | None
-) -> tuple[tuple[Problem, ...], TokenStatistics]:
-    """Problems that only a base model's tokenizer and template show, and the token statistics.
-
-    max_tokens: the most tokens an example may have (`example_too_long` above it), None for no limit. Lines that
-    `validate_file` calls an error are left out.
-    """
-    log, lengths, trained = ProblemLog(), array("I"), array("I")
-    for parsed in parse_lines(path):
-        if parsed.example is None:
-            continue
-        try:
-            rendered = render_examples(tokenizer, parsed.example.to_messages(), tools=parsed.example.tools)
-        except InvalidRequest as error:
-            log.add(problem_from(error, line=parsed.line, remedy="Change the example, or choose another base model."))
-            continue
-        for example in rendered:
-            lengths.append(len(example.tokens))
-            trained.append(sum(weight > 0 for weight in example.weights))
-        longest = max(len(example.tokens) for example in rendered)
-        if max_tokens is not None and longest > max_tokens:
-            log.add(_too_long(parsed.line, longest, max_tokens))
-    tokens, counted = sum(lengths), sum(trained)
-    return log.kept(), TokenStatistics(
-        examples=len(lengths),
-        tokens=tokens,
-        trained_tokens=counted,
-        trained_share=counted / tokens if tokens else 0.0,
-        tokens_per_example=distribution(lengths),
-        trained_tokens_per_example=distribution(trained),
-        limit=max_tokens,
-        problem_codes=dict(log.counts),
-        over_limit=log.counts["example_too_long"],
-        histogram=histogram(lengths),
-    )
-
-
 def _whole_file(code: str, message: str, remedy: str) -> Problem:
     return Problem(0, "$", code, "error", message, remedy)
 
@@ -138,8 +97,3 @@ def _too_few(found: int, fewest: int) -> Problem:
     examples = "example" if found == 1 else "examples"
     message = f"Training file has {found} {examples}, but must have at least {fewest} examples."
     return _whole_file("invalid_n_examples", message, f"Add {fewest - found} more; 50 to 100 are a good start.")
-
-
-def _too_long(line: int, length: int, limit: int) -> Problem:
-    message = f"The example has {length} tokens; at most {limit} are allowed."
-    return Problem(line, "$.messages", "example_too_long", "error", message, "Shorten or split the conversation.")

@@ -8,28 +8,21 @@ from typing import Any
 
 import msgspec
 
-from smedje.chat.tokenizer import load_chat_tokenizer
-from smedje.data.preference import check_pair_tokens
-from smedje.data.report import TokenStatistics
-from smedje.data.validate import check_tokens
 from smedje.domain.ids import JOB, new_id
 from smedje.domain.jobs import FineTuningJob, JobStatus
 from smedje.domain.projects import Project
-from smedje.errors import InvalidData, NotFound
-from smedje.modeling.folder import installed_folder
+from smedje.errors import NotFound
 from smedje.objects.run_folder import RunFolder
-from smedje.services import files as file_service
 from smedje.services.catalog import resolve_origin
 from smedje.services.context import Context
 from smedje.services.finetuning import check_draft, get_job
 from smedje.services.job_request import JobDraft
 from smedje.services.prediction import START_SECONDS, Estimate, predict, prediction_key
-from smedje.services.training_spec import build_spec, max_tokens
+from smedje.services.preflight import count_files, held_out_rows
+from smedje.services.training_spec import build_spec
 from smedje.store import runs as run_rows
 
 __all__ = ["START_SECONDS", "Comparison", "Estimate", "compare", "estimate"]
-
-SHOWN_PROBLEMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +73,5 @@ def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
         id=new_id(JOB), project_id=project.id, request=request, status=JobStatus.VALIDATING_FILES, created_at=now
     )
     spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
-    found = _tokens(ctx, project, job, "training_file", request.training_file)
-    held_out = 0
-    if request.validation_file is not None:
-        held_out = _tokens(ctx, project, job, "validation_file", request.validation_file).examples
-    return predict(ctx, project.id, spec, found, held_out=held_out)
-
-
-def _tokens(ctx: Context, project: Project, job: FineTuningJob, param: str, file_id: str) -> TokenStatistics:
-    file = file_service.get_file(ctx, project, file_id)
-    tokenizer = load_chat_tokenizer(installed_folder(ctx.home, job.request.base_model))
-    check = check_pair_tokens if job.request.method == "dpo" else check_tokens
-    problems, found = check(file_service.local_bytes(ctx, file), tokenizer, max_tokens=max_tokens(job))
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if errors:
-        shown = " ".join(f"Line {one.line}: {one.message} {one.remedy}" for one in errors[:SHOWN_PROBLEMS])
-        more = f" And {len(errors) - SHOWN_PROBLEMS} more." if len(errors) > SHOWN_PROBLEMS else ""
-        raise InvalidData(f"{param}: {file.id}: {shown}{more}", code=errors[0].code, param=param)
-    return found
+    counted = count_files(ctx, job)
+    return predict(ctx, project.id, spec, counted["training_file"].rows, held_out=held_out_rows(counted))

@@ -8,9 +8,9 @@ from dataclasses import replace
 import msgspec
 
 from smedje.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from smedje.data.counting import count_tokens
 from smedje.data.insights import Insights, by_weight, find_leaks, insights_to_dict, look_at, with_token_bars
 from smedje.data.repair import Change, Repair, check_steps, repair_file
-from smedje.data.validate import check_tokens
 from smedje.data.view import LineView, view_line
 from smedje.domain.files import File, FilePurpose, insights_key, lineage_key
 from smedje.domain.projects import Project
@@ -62,7 +62,7 @@ def read_insights(
         leaks = find_leaks(path, file_service.local_bytes(ctx, other))
         insights = replace(insights, findings=by_weight([*insights.findings, *leaks]))
     if model is not None:
-        insights = with_token_bars(insights, check_tokens(path, _tokenizer(ctx, model), max_tokens=None)[1])
+        insights = with_token_bars(insights, count_tokens(path, _tokenizer(ctx, model), max_tokens=None).statistics)
     return msgspec.json.encode(insights_to_dict(insights))
 
 

@@ -3,21 +3,20 @@
 Time is learnt from the jobs that finished on this machine, or is arithmetic. Knows specs and counts; reads no file.
 """
 
-import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from msgspec.structs import replace
 
-from smedje.data.report import TokenStatistics
-from smedje.data.split import split_rows
+from smedje.data.counting import RowCounts
 from smedje.domain.jobs import JobStatus
 from smedje.errors import NotFound
 from smedje.modeling.catalog import find_base_model, load_catalog
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_models
+from smedje.objects.machine import usable_cores, usable_memory
 from smedje.services.context import Context
 from smedje.store import jobs as job_rows
 from smedje.store import usage as usage_rows
@@ -79,24 +78,26 @@ class Pace:
     basis: str
 
 
-def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: TokenStatistics, *, held_out: int) -> Estimate:
-    """The prediction of a run. found: tokens of the training file. held_out: rows of a validation file, 0 for none."""
-    rows = found.examples
+def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts, *, held_out: int) -> Estimate:
+    """The prediction of a run. found: rows of the training file. held_out: rows of a validation file, 0 for none."""
+    chosen: Sequence[int] = range(len(found.tokens))
     if held_out == 0 and spec.data.validation_fraction > 0:
-        chosen, held = split_rows(rows, seed=spec.seed, validation_fraction=spec.data.validation_fraction)
-        rows, held_out = len(chosen), len(held)
+        # As training itself splits them, so that the counts are those of the job.
+        chosen, held = found.split(seed=spec.seed, fraction=spec.data.validation_fraction)
+        held_out = len(held)
+    rows = len(chosen)
     plan = resolve_plan(rows, spec)
-    passes = plan.total_steps / plan.steps_per_epoch * rows / max(1, found.examples)
-    tokens = round(found.tokens * passes)
+    passes = plan.total_steps / plan.steps_per_epoch
+    tokens = round(sum(found.tokens[row] for row in chosen) * passes)
     pace = _pace(ctx, project_id, spec)
     seconds = tokens * pace.seconds
     memory, disk = predicted_memory(spec), _disk(spec, plan)
-    fits = memory <= psutil.virtual_memory().total
+    fits = memory <= usable_memory()
     return Estimate(
         rows=rows,
         validation_rows=held_out,
         trained_tokens=tokens,
-        labelled_tokens=round(found.trained_tokens * passes),
+        labelled_tokens=round(sum(found.trained[row] for row in chosen) * passes),
         n_epochs=plan.n_epochs,
         batch_size=plan.batch_size,
         learning_rate=plan.learning_rate,
@@ -109,7 +110,7 @@ def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: TokenStati
         disk_bytes=disk,
         fits=fits and disk <= shutil.disk_usage(ctx.home).free,
         basis=pace.basis,
-        proposal=None if fits else propose(ctx, spec, longest=_longest(found)),
+        proposal=None if fits else propose(ctx, spec, longest=max(found.tokens, default=0)),
     )
 
 
@@ -118,7 +119,7 @@ def propose(ctx: Context, spec: TrainingSpec, *, longest: int = 0, memory_bytes:
 
     longest: tokens of the longest example, below which no limit is proposed. memory_bytes: None for this machine's.
     """
-    room = psutil.virtual_memory().total if memory_bytes is None else memory_bytes
+    room = usable_memory() if memory_bytes is None else memory_bytes
     limit = max(spec.data.max_tokens, spec.micro_batch_tokens)
     while limit // 2 >= max(longest, SHORTEST_LIMIT):
         limit //= 2
@@ -180,7 +181,7 @@ def _pace(ctx: Context, project_id: str, spec: TrainingSpec) -> Pace:
             ]
             low, high = _spread(paces)
             return Pace(seconds=total.seconds / total.trained_tokens, low=low, high=high, basis=basis)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     work = OPERATIONS_PER_WEIGHT * _parameters(spec) / (OPERATIONS_PER_CORE_SECOND * cores)
     basis = (
         f"arithmetic for {cores} CPU cores: no job on {spec.base_model} has finished in this project yet, "
@@ -195,10 +196,6 @@ def _spread(paces: list[float]) -> tuple[float, float]:
         return 1 / FACTOR_LEARNT, FACTOR_LEARNT
     mean = sum(paces) / len(paces)
     return min(paces) / mean, max(paces) / mean
-
-
-def _longest(found: TokenStatistics) -> int:
-    return found.tokens_per_example.max if found.tokens_per_example else 0
 
 
 def _parameters(spec: TrainingSpec) -> int:

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from smedje.chat.tokenizer import load_chat_tokenizer
-from smedje.data.preference import check_pair_tokens
-from smedje.data.problems import Problem
-from smedje.data.report import TokenStatistics
-from smedje.data.validate import check_tokens
+from smedje.data.counting import Counted, count_tokens
 from smedje.domain.files import content_key
 from smedje.domain.jobs import FineTuningJob, JobError
-from smedje.errors import SmedjeError
+from smedje.errors import InvalidData, NotFound, SmedjeError
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_folder
+from smedje.objects.machine import usable_memory
 from smedje.services.context import Context
 from smedje.services.prediction import predict, predicted_memory, prediction_key, propose
 from smedje.services.training_spec import Origin, build_spec, max_tokens
@@ -39,24 +36,8 @@ class Checked:
 
 def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | JobError:
     """Check the job's data and its need of memory. A JobError says which lines, or how much memory."""
-    counted: dict[str, TokenStatistics] = {}
     try:
-        tokenizer = load_chat_tokenizer(installed_folder(ctx.home, origin.base_model))
-        for param, file_id in (
-            ("training_file", job.request.training_file),
-            ("validation_file", job.request.validation_file),
-        ):
-            if file_id is None:
-                continue
-            with ctx.database.transaction() as tx:
-                file = file_rows.get_file(tx, job.project_id, file_id)
-            if file is None:
-                return JobError(code="file_not_found", message=f"The file {file_id} was deleted.", param=param)
-            path = ctx.objects.local_path(content_key(file.sha256), ctx.home / "cache")
-            check = check_pair_tokens if job.request.method == "dpo" else check_tokens
-            problems, counted[param] = check(path, tokenizer, max_tokens=max_tokens(job))
-            if errors := [p for p in problems if p.severity == "error"]:
-                return _data_error(errors, param, file_id)
+        counted = count_files(ctx, job)
         spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
     except SmedjeError as problem:
         return JobError(code=problem.code, message=problem.message, param=problem.param)
@@ -66,24 +47,48 @@ def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | Job
     return found
 
 
-def _data_error(errors: list[Problem], param: str, file_id: str) -> JobError:
-    shown = " ".join(f"Line {p.line}: {p.message} {p.remedy}" for p in errors[:SHOWN_PROBLEMS])
-    more = len(errors) - SHOWN_PROBLEMS
-    rest = f" And {more} more; see the file's report." if more > 0 else ""
-    return JobError(code=errors[0].code, message=f"{file_id}: {shown}{rest}", param=param)
+def count_files(ctx: Context, job: FineTuningJob) -> dict[str, Counted]:
+    """The tokens of the job's files by field. Raises InvalidData when examples are too long for the base model or its
+    template refuses them, and NotFound when a file was deleted."""
+    tokenizer = load_chat_tokenizer(installed_folder(ctx.home, job.request.base_model))
+    counted: dict[str, Counted] = {}
+    for param, file_id in (
+        ("training_file", job.request.training_file),
+        ("validation_file", job.request.validation_file),
+    ):
+        if file_id is None:
+            continue
+        with ctx.database.transaction() as tx:
+            file = file_rows.get_file(tx, job.project_id, file_id)
+        if file is None:
+            raise NotFound(f"The file {file_id} was deleted.", code="file_not_found", param=param)
+        path = ctx.objects.local_path(content_key(file.sha256), ctx.home / "cache")
+        found = count_tokens(path, tokenizer, max_tokens=max_tokens(job))
+        if errors := [problem for problem in found.problems if problem.severity == "error"]:
+            shown = " ".join(f"Line {p.line}: {p.message} {p.remedy}" for p in errors[:SHOWN_PROBLEMS])
+            more = len(errors) - SHOWN_PROBLEMS
+            rest = f" And {more} more; see the file's report." if more > 0 else ""
+            raise InvalidData(f"{param}: {file_id}: {shown}{rest}", code=errors[0].code, param=param)
+        counted[param] = found
+    return counted
 
 
-def _remember(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Mapping[str, TokenStatistics]) -> None:
+def held_out_rows(counted: Mapping[str, Counted]) -> int:
+    """Rows of the validation file, 0 when there is none."""
+    return len(counted["validation_file"].rows.tokens) if "validation_file" in counted else 0
+
+
+def _remember(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Mapping[str, Counted]) -> None:
     """Keep what is predicted, to be compared with what the job takes. A job does not fail for want of it."""
-    held_out = counted["validation_file"].examples if "validation_file" in counted else 0
     with suppress(SmedjeError):
-        guess = predict(ctx, job.project_id, spec, counted["training_file"], held_out=held_out)
+        rows = counted["training_file"].rows
+        guess = predict(ctx, job.project_id, spec, rows, held_out=held_out_rows(counted))
         ctx.objects.put(prediction_key(job.id), msgspec.json.encode(guess))
 
 
 def _memory(ctx: Context, spec: TrainingSpec) -> Checked | JobError:
     need = predicted_memory(spec)
-    total = psutil.virtual_memory().total
+    total = usable_memory()
     if need > total:
         return JobError(
             code="insufficient_memory",
