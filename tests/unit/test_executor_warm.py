@@ -140,12 +140,17 @@ def test_memory_is_given_back(place: Bench, warm: Make) -> None:
     """Idle for its time, wanted with another base model, or set to none: no process waits."""
     one = warm(idle_seconds=0.2)
     ready(one, place)
-    process = one._waiting and one._waiting.process
-    assert process is not None
+    current = one._current()
+    assert current is not None
     one.tend(busy=True)
-    assert one._current() is not None
-    assert within(20, lambda: one.tend(busy=False) is None and one._current() is None)
-    assert within(20, lambda: process.poll() is not None)
+    assert one._current() is current
+
+    def ended() -> bool:
+        one.tend(busy=False)
+        return one._current() is None
+
+    assert within(20, ended)
+    assert within(20, lambda: current.process.poll() is not None)
     other = warm()
     ready(other, place)
     assert other.start("run-x", "/another/model", log=place.root / "x.log") is None

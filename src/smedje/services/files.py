@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from smedje.data.apart import check_file
+from smedje.data.prepared import forget_rows
 from smedje.data.report import Report, report_to_json
 from smedje.domain.files import (
     File,
@@ -280,6 +281,7 @@ def _settle(ctx: Context, file_id: str, pending: _Pending) -> None:
         # Inside the transaction, so that an upload of the same bytes cannot be recorded in between.
         if not store.digest_in_use(tx, pending.sha256):
             ctx.objects.delete(content_key(pending.sha256))
+            forget_rows(ctx.home / "cache", pending.sha256)
     if not kept:
         for key in (report_key(file_id), insights_key(file_id), lineage_key(file_id)):
             with suppress(SmedjeError):

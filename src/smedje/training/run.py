@@ -3,6 +3,7 @@
 Knows object storage, the tokenizer and the decoder; refuses to know run folders' timing and process matters.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ import torch
 
 from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.classification import LabelledDataset, encode_labelled
-from smedje.data.encode import EncodedDataset, encode_file
-from smedje.data.preference import PreferenceDataset, encode_pairs
+from smedje.data.encode import encode_file
+from smedje.data.preference import encode_pairs
+from smedje.data.prepared import Dataset, keep_rows, read_rows, sources_of
 from smedje.data.split import split_rows
 from smedje.domain.runs import RunEvent
 from smedje.errors import InvalidRequest
@@ -33,6 +35,8 @@ from smedje.training.optimizer import make_optimizer
 from smedje.training.resident import Resident, base_decoder, base_tokenizer
 from smedje.training.resolve import resolve_plan
 from smedje.training.spec import LoraSpec, TrainingSpec
+
+log = logging.getLogger("smedje.training")
 
 
 def prepare(
@@ -83,11 +87,11 @@ def load_rows(
     """Training rows and held-out rows: a validation file, a seeded share of the training file, or none."""
 
     path = objects.local_path(spec.data.training_key, cache)
-    dataset = _encoded(path, spec, tokenizer)
+    dataset = _prepared(path, spec, tokenizer, cache=cache)
     everything: Sequence[int] = range(len(dataset))
     if spec.data.validation_key is not None:
         path = objects.local_path(spec.data.validation_key, cache)
-        held_out = _encoded(path, spec, tokenizer, names=_names(dataset))
+        held_out = _prepared(path, spec, tokenizer, cache=cache, names=_names(dataset))
         return Rows(dataset=dataset, indices=everything), Rows(dataset=held_out, indices=range(len(held_out)))
     if spec.data.validation_fraction == 0:
         return Rows(dataset=dataset, indices=everything), None
@@ -97,12 +101,23 @@ def load_rows(
     return Rows(dataset=dataset, indices=chosen), Rows(dataset=dataset, indices=held) if held else None
 
 
-Dataset = EncodedDataset | PreferenceDataset | LabelledDataset
-
-
-def _encoded(
-    path: Path, spec: TrainingSpec, tokenizer: ChatTokenizer, *, names: Sequence[str] | None = None
+def _prepared(
+    path: Path, spec: TrainingSpec, tokenizer: ChatTokenizer, *, cache: Path, names: Sequence[str] | None = None
 ) -> Dataset:
+    """The rows as an earlier run has left them, or encoded now and left for later ones."""
+    options = {"kind": spec.objective.kind, "max_tokens": spec.data.max_tokens, "names": names}
+    vocabulary = Path(spec.base_folder) / "tokenizer.json"
+    sources = sources_of(path, vocabulary, tokenizer, today=spec.today, options=options)
+    kept = read_rows(cache, sources)
+    if kept is not None:
+        log.info("%d rows were encoded before", len(kept))
+        return kept
+    dataset = _encoded(path, spec, tokenizer, names=names)
+    keep_rows(cache, sources, dataset)
+    return dataset
+
+
+def _encoded(path: Path, spec: TrainingSpec, tokenizer: ChatTokenizer, *, names: Sequence[str] | None) -> Dataset:
     match spec.objective.kind:
         case "dpo":
             return encode_pairs(path, tokenizer, max_tokens=spec.data.max_tokens)
