@@ -21,3 +21,8 @@ chaos-train:
 .PHONY: chaos-quota
 chaos-quota:
 	@SMEDJE_QUOTA_SEQUENCES=10000 $(PYTHON) bootstrap.py test tests/unit/test_services_quotas.py $(ARGS)
+
+# Kills clients and servers in the middle of uploads, and measures the server's memory under a large one; about four minutes.
+.PHONY: chaos-upload
+chaos-upload:
+	@$(PYTHON) bootstrap.py bench chaos_upload $(ARGS)
