@@ -51,7 +51,13 @@ DEPENDENCIES = {
     "uvicorn": "the HTTP server",
 }
 # Imported directly though not declared, because they are part of a declared package's interface.
-THROUGH_ANOTHER = {"pydantic": "fastapi", "starlette": "fastapi", "anyio": "starlette"}
+THROUGH_ANOTHER = {
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
+    "anyio": "starlette",
+    "argon2": "argon2-cffi",
+    "joserfc": "authlib",
+}
 
 
 def product() -> tuple[Module, ...]:

@@ -6,7 +6,6 @@ starting.
 
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -162,7 +161,8 @@ def refuse_foreign_page(request: Request) -> None:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
     same = site in ("same-origin", "none")
     if site is None:
-        same = bool(origin) and urlsplit(origin).netloc == request.headers.get("host")
+        host = request.headers.get("host")
+        same = origin in (f"https://{host}", f"http://{host}")
     if not same:
         raise PermissionDenied(
             "A browser's session may change something only from a page of this server. The request says "

@@ -5,6 +5,7 @@ Each entry's hash covers its own fields and the hash before it, so that a change
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 FIRST = "0" * 64
@@ -45,3 +46,21 @@ class AuditEntry:
         """SHA-256 over all fields in a fixed order, in hex."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFilter:
+    """Which entries are wanted; None does not narrow. since, until: inclusive, in Unix seconds.
+
+    project_ids, hub_ids: the places whose entries the asker may see, None for all. actors: ids of keys, sessions or
+    members.
+    """
+
+    project_ids: Collection[str] | None = None
+    hub_ids: Collection[str] | None = None
+    wanted_projects: Collection[str] | None = None
+    actions: Collection[str] | None = None
+    actors: Collection[str] | None = None
+    object_ids: Collection[str] | None = None
+    since: int | None = None
+    until: int | None = None

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select, text
 
-from smedje.domain.audit import FIRST, AuditEntry
+from smedje.domain.audit import FIRST, AuditEntry, AuditFilter
 from smedje.store.paging import Listing, page
 from smedje.store.tables import audit
 
@@ -50,6 +50,36 @@ def list_entries(tx: Connection, scope: AuditScope, *, after: str | None, limit:
         wanted.append(and_(above, audit.c.hub_id == scope.hub_id))
     listing = Listing(table=audit, scope=[or_(*wanted)])
     return [_entry(row) for row in page(tx, listing, after=after, limit=limit)]
+
+
+def search(tx: Connection, wanted: AuditFilter, *, cursor: str | None, newer: bool, limit: int) -> list[AuditEntry]:
+    """At most `limit` entries, newest first: those before the entry `cursor`, or (newer) those after it.
+
+    Raises NotFound for a cursor outside of what the asker may see.
+    """
+    scope = []
+    if wanted.project_ids is not None:
+        above = and_(audit.c.project_id.is_(None), audit.c.hub_id.in_(wanted.hub_ids or ()))
+        scope.append(or_(audit.c.project_id.in_(wanted.project_ids), above))
+    listing = Listing(table=audit, scope=scope, filters=list(_conditions(wanted)))
+    rows = page(tx, listing, after=cursor, limit=limit, order="asc" if newer else "desc")
+    found = [_entry(row) for row in rows]
+    return found[::-1] if newer else found
+
+
+def _conditions(wanted: AuditFilter) -> Iterator[ColumnElement[bool]]:
+    if wanted.wanted_projects is not None:
+        yield audit.c.project_id.in_(wanted.wanted_projects)
+    if wanted.actions is not None:
+        yield audit.c.action.in_(wanted.actions)
+    if wanted.actors is not None:
+        yield or_(audit.c.key_id.in_(wanted.actors), audit.c.member_id.in_(wanted.actors))
+    if wanted.object_ids is not None:
+        yield audit.c.object_id.in_(wanted.object_ids)
+    if wanted.since is not None:
+        yield audit.c.at >= wanted.since
+    if wanted.until is not None:
+        yield audit.c.at <= wanted.until
 
 
 def chain(tx: Connection) -> Iterator[tuple[AuditEntry, str]]:
