@@ -24,6 +24,7 @@ from smedje.objects.store import open_objects
 from smedje.services.chat import Chat
 from smedje.services.context import Context
 from smedje.services.files import sweep
+from smedje.services.deliveries import Courier
 from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
 from smedje.services.scheduler import Limits, Scheduler
@@ -58,8 +59,10 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
         stop = threading.Event()
         if warm_folder is not None and scheduler.warm is not None:
             scheduler.warm.keep(str(warm_folder))
-        thread = threading.Thread(target=scheduler.run_forever, args=(stop,), name="scheduler", daemon=True)
-        thread.start()
+        loops = {"scheduler": scheduler.run_forever, "webhooks": Courier(ctx).run_forever}
+        threads = [threading.Thread(target=loop, args=(stop,), name=name, daemon=True) for name, loop in loops.items()]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
@@ -67,7 +70,8 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
             ctx.wake.set()
             await chat.close()
             await pool.close()
-            await asyncio.to_thread(thread.join, STOP_SECONDS)
+            for thread in threads:
+                await asyncio.to_thread(thread.join, STOP_SECONDS)
             ctx.database.close()
 
     return create_app(Services(context=ctx, chat=chat), hosts=hosts, running=running)

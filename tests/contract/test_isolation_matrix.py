@@ -17,11 +17,13 @@ from tests.api_server import TINY, Server, chat_lines, make_app, make_project
 
 from smedje.api.auth import PUBLIC_ROUTES
 from smedje.domain.catalog import FineTunedModel
-from smedje.domain.ids import KEY, MEMBER, new_id
+from smedje.domain.ids import KEY, MEMBER, WEBHOOK, new_id
 from smedje.domain.projects import Assignment, Member, Project, Role
+from smedje.domain.webhooks import EventType, Webhook
 from smedje.services import projects
 from smedje.store import catalog as model_rows
 from smedje.store import members as member_rows
+from smedje.store import webhooks as webhook_rows
 
 SNAPSHOT = Path(__file__).with_name("isolation_matrix.txt")
 NOBODIES = ("no key", "malformed", "revoked", "expired")
@@ -116,6 +118,22 @@ def an_upload(world: World, project: Project) -> str:
     return str(made.json()["id"])
 
 
+def a_webhook(world: World, project: Project) -> str:
+    webhook = Webhook(
+        id=new_id(WEBHOOK),
+        project_id=project.id,
+        name="w",
+        url="http://127.0.0.1/",
+        event_types=(EventType.JOB_FAILED,),
+        secret_version=1,
+        created_at=1,
+        updated_at=1,
+    )
+    with world.server.ctx.database.transaction() as tx:
+        webhook_rows.insert_webhook(tx, webhook)
+    return webhook.id
+
+
 # Path parameter -> how to make what it names. A new parameter needs a line here and one in NEVER.
 MAKERS: Mapping[str, Callable[[World, Project], str]] = {
     "file_id": a_file,
@@ -127,6 +145,7 @@ MAKERS: Mapping[str, Callable[[World, Project], str]] = {
     "member": a_member,
     "key_id": lambda world, project: projects.create_key(world.server.ctx, project, name="k", role=Role.READER)[0].id,
     "upload_id": an_upload,
+    "webhook_id": a_webhook,
 }
 NEVER = {
     "file_id": "file-" + "x" * 24,
@@ -138,6 +157,7 @@ NEVER = {
     "member": "nobody@example.org",
     "key_id": KEY + "x" * 24,
     "upload_id": "upload_" + "x" * 24,
+    "webhook_id": WEBHOOK + "x" * 24,
 }
 # Parts of a path that name nothing by themselves.
 FIXED = {"row": "1", "file": "README.md"}

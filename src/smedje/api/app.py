@@ -24,7 +24,7 @@ from smedje.api.management import (
     reports,
 )
 from smedje.api.middleware import Edge
-from smedje.api.openai import chat, completions, files, fine_tuning, models, uploads
+from smedje.api.openai import audit_logs, chat, completions, files, fine_tuning, models, uploads, webhooks
 from smedje.api.state import Services
 from smedje.api.uploads import BODY_BYTES
 
@@ -64,7 +64,9 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         reports,
     ):
         app.include_router(part.router)
-    for part in (hubs, projects, members, keys, quotas, costs, audit):
+    for part in (hubs, projects, members, keys, quotas, costs, audit, webhooks):
+        app.include_router(part.router)
+    for part in (roles, users, me, audit_logs, sign_in):
         app.include_router(part.router)
     for part in (inference, authoring):
         app.include_router(part.router)

@@ -32,6 +32,8 @@ from smedje.cli import (
     serve,
     usage,
 )
+    users,
+    webhooks,
 from smedje.errors import SmedjeError
 
 app = typer.Typer(
@@ -59,6 +61,7 @@ app.add_typer(quotas.app, name="quotas")
 app.command("usage")(usage.usage)
 app.add_typer(audit.app, name="audit")
 
+app.add_typer(webhooks.app, name="webhooks")
 
 @app.callback()
 def root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:

@@ -22,6 +22,7 @@ from smedje.services.audit import record_in
 from smedje.services.catalog import resolve_origin, training_limits
 from smedje.services.context import Context
 from smedje.services.job_request import (
+from smedje.services.job_ends import moved
     LARGEST_SEED,
     JobDraft,
     check_hyperparameters,
@@ -56,6 +57,7 @@ def create_job(
         status=JobStatus.VALIDATING_FILES,
         created_at=now,
     )
+        key_id=ctx.actor.key_id,
     with ctx.database.transaction() as tx:
         quotas.check_room(ctx, tx, project.id, Limit.ACTIVE_JOBS)
         quotas.check_room(ctx, tx, project.id, Limit.FINE_TUNED_MODELS)
@@ -163,12 +165,12 @@ def _move(
             raise _no_job(job_id)
         if check is not None:
             check(tx, job)
-        moved = advance(job, status, now=now)
-        store.save_job(tx, moved, was=job.status)
+        changed = advance(job, status, now=now)
+        store.save_job(tx, changed, was=job.status)
         store.insert_events(tx, [job_event(job.id, now=now, message=message)])
-        record_in(ctx, tx, f"job.{status.value}", project.id, job.id)
+        moved(ctx, tx, changed, action="job.resumed" if status is JobStatus.QUEUED else None)
     ctx.wake.set()
-    return moved
+    return changed
 
 
 def _has_done_a_step(tx: Connection, job: FineTuningJob) -> None:

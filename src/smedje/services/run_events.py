@@ -15,11 +15,11 @@ from sqlalchemy import Connection
 
 from smedje.domain.catalog import FineTunedModel, fine_tuned_name
 from smedje.domain.files import File, FilePurpose, FileStatus, content_key
-from smedje.domain.ids import CHECKPOINT, EVENT, FILE, USAGE, new_id
+from smedje.domain.ids import CHECKPOINT, EVENT, FILE, new_id
 from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent
 from smedje.domain.runs import Run, RunEvent, RunResult
-from smedje.domain.usage import UsageRecord
 from smedje.objects.run_folder import RunFolder
+from smedje.services import job_ends
 from smedje.services.context import Context
 from smedje.store import catalog as model_rows
 from smedje.store import files as file_rows
@@ -60,14 +60,14 @@ def take_in(
     """Record what the run said since last time; returns job and run as changed (the caller saves the job)."""
     events, cursor = RunFolder(ctx.objects, run.id).read_events(run.events_cursor)
     for event in events:
-        job = _take_one(tx, job, event, project_name=project_name)
+        job = _take_one(ctx, tx, job, event, project_name=project_name)
     if events:
         run = replace(run, events_cursor=cursor)
         run_rows.save_run(tx, run)
     return job, run
 
 
-def _take_one(tx: Connection, job: FineTuningJob, event: RunEvent, *, project_name: str) -> FineTuningJob:
+def _take_one(ctx: Context, tx: Connection, job: FineTuningJob, event: RunEvent, *, project_name: str) -> FineTuningJob:
     at, data = int(event.at), dict(event.data)
     row = JobEvent(id=new_id(EVENT), job_id=job.id, created_at=at, level=event.level, message=event.message, data=data)
     match event.kind:
@@ -76,7 +76,8 @@ def _take_one(tx: Connection, job: FineTuningJob, event: RunEvent, *, project_na
             if "eta_seconds" in data:
                 job = replace(job, estimated_finish=int(at + data["eta_seconds"]))
         case "checkpoint":
-            _insert_checkpoint(tx, job, data, at, project_name=project_name)
+            size = sum(found.size for found in ctx.objects.list(data["key"]))
+            _insert_checkpoint(tx, job, {**data, "bytes": size}, at, project_name=project_name)
         case "resolved":
             job_rows.insert_events(tx, [row])
             job = replace(job, resolved=data)
@@ -109,6 +110,7 @@ def model_checkpoint(tx: Connection, job: FineTuningJob, result: RunResult, *, p
     return found
 
 
+            bytes=data["bytes"],
 def record_success(
     ctx: Context, tx: Connection, job: FineTuningJob, result: RunResult, *, project_name: str
 ) -> FineTuningJob:
@@ -134,19 +136,8 @@ def record_success(
     )
     results = _results_file(ctx, tx, job)
     trained = int(result.data.get("trained_tokens", 0))
-    usage_rows.insert_usage(
-        tx,
-        UsageRecord(
-            id=new_id(USAGE),
-            project_id=job.project_id,
-            key_id=None,
-            kind="training",
-            model=job.request.base_model,
-            trained_tokens=trained,
-            seconds=float(result.data.get("seconds", 0.0)),
-            created_at=now,
-        ),
-    )
+    seconds = job_ends.trained(ctx, tx, job)[1]
+    usage_rows.insert_usage_once(tx, job_ends.usage_of(job, "training", tokens=trained, seconds=seconds, now=now))
     job_rows.insert_events(
         tx,
         [

@@ -21,7 +21,9 @@ from smedje.modeling.folder import installed_folder
 from smedje.objects.run_folder import RunFolder
 from smedje.services.catalog import resolve_origin
 from smedje.services.certificate import certify
+from smedje.services.comparison import comparison_event
 from smedje.services.context import Context
+from smedje.services.job_ends import meter, moved
 from smedje.services.prediction import predicted_memory
 from smedje.services.preflight import Checked, check_job
 from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
@@ -138,10 +140,11 @@ class Scheduler:
             self._fail(lease, found)
             return
         with self.ctx.database.transaction() as tx:
-            moved = advance(job, JobStatus.QUEUED, now=self.ctx.seconds())
-            job_rows.save_job(tx, moved, was=job.status, fence=lease.fence)
+            queued = advance(job, JobStatus.QUEUED, now=self.ctx.seconds())
+            job_rows.save_job(tx, queued, was=job.status, fence=lease.fence)
             message = "Files validated, moving job to queued state"
             job_rows.insert_events(tx, [job_event(job.id, now=self.ctx.seconds(), message=message)])
+            moved(self.ctx, tx, queued)
         self.ctx.wake.set()
 
     def _get_ready(self, base_model: str) -> None:
@@ -158,15 +161,15 @@ class Scheduler:
 
     def _fail(self, lease: Lease, error: JobError, run: Run | None = None) -> None:
         job, now = lease.job, self.ctx.seconds()
+        failed = advance(job, JobStatus.FAILED, now=now, error=error)
         with self.ctx.database.transaction() as tx:
-            job_rows.save_job(
-                tx, advance(job, JobStatus.FAILED, now=now, error=error), was=job.status, fence=lease.fence
-            )
+            job_rows.save_job(tx, failed, was=job.status, fence=lease.fence)
             job_rows.insert_events(
                 tx, [job_event(job.id, now=now, message=f"The job failed: {error.message}", level="error")]
             )
             if run is not None:
                 run_rows.save_run(tx, replace(run, state=RunState.FAILED, ended_at=now))
+            moved(self.ctx, tx, failed)
 
     # Starting
 
@@ -203,12 +206,13 @@ class Scheduler:
             started_at=now,
         )
         RunFolder(self.ctx.objects, run.id).write_spec(spec_to_json(spec))
-        moved = advance(job, JobStatus.RUNNING, now=now) if job.status is JobStatus.QUEUED else job
+        running = advance(job, JobStatus.RUNNING, now=now) if job.status is JobStatus.QUEUED else job
         with self.ctx.database.transaction() as tx:
-            job_rows.save_job(tx, moved, was=job.status, fence=lease.fence)
+            job_rows.save_job(tx, running, was=job.status, fence=lease.fence)
             run_rows.insert_run(tx, run)
             if run.attempt == 1:
                 job_rows.insert_events(tx, [job_event(job.id, now=now, message="Fine-tuning job started")])
+            moved(self.ctx, tx, running, action="job.started")
         log_path = self.ctx.home / "logs" / f"{run.id}.log"
         handle = None if self.warm is None else self.warm.start(run.id, spec.base_folder, log=log_path)
         if handle is None:
@@ -257,10 +261,15 @@ class Scheduler:
             checkpoint = model_checkpoint(tx, job, result, project_name=project_name)
         # Rendering samples takes a while: outside the transaction that makes the model exist.
         certify(self.ctx, job, checkpoint.key)
+        compared = comparison_event(self.ctx, job, result)
         with self.ctx.database.transaction() as tx:
+            if compared is not None:
+                job_rows.insert_events(tx, [compared])
             done = record_success(self.ctx, tx, job, result, project_name=project_name)
-            job_rows.save_job(tx, advance(done, JobStatus.SUCCEEDED, now=now), was=JobStatus.RUNNING, fence=lease.fence)
+            done = advance(done, JobStatus.SUCCEEDED, now=now)
+            job_rows.save_job(tx, done, was=JobStatus.RUNNING, fence=lease.fence)
             run_rows.save_run(tx, replace(run, state=RunState.FINISHED, ended_at=now))
+            moved(self.ctx, tx, done)
         self._get_ready(job.request.base_model)
         self.ctx.wake.set()
 
@@ -332,6 +341,8 @@ class Scheduler:
             if project is not None and job.status is not JobStatus.CANCELLED:
                 _, run = take_in(self.ctx, tx, job, run, project_name=project.name)
             run_rows.save_run(tx, replace(run, state=RunState.FINISHED, ended_at=self.ctx.seconds()))
+            if job.status is JobStatus.CANCELLED:
+                meter(self.ctx, tx, job)
 
 
 def _control(job: FineTuningJob) -> Control | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, func, insert, select
 
 from smedje.domain.usage import UsageRecord
+from smedje.store.paging import insert_if_new
 from smedje.store.tables import usage
 
 DAY = 24 * 3600
@@ -27,6 +28,11 @@ class UsageTotal:
 def insert_usage(tx: Connection, record: UsageRecord) -> None:
     """Append one fact."""
     tx.execute(insert(usage).values(**asdict(record)))
+
+
+def insert_usage_once(tx: Connection, record: UsageRecord) -> bool:
+    """Append a fact unless one with its id is there; whether it was appended."""
+    return insert_if_new(tx, usage, asdict(record))
 
 
 def sum_usage(tx: Connection, project_id: str, since: int, until: int) -> list[UsageTotal]:
