@@ -4,8 +4,9 @@ Every job trains once undisturbed and once under kills: a third of them at rando
 state or a checkpoint is being written. The final adapters must be equal, byte for byte. Then saved states are damaged
 (bits flipped, files cut short, files swapped) and must be noticed, and the state before them used. Exits 1 otherwise.
 
-Workers are forked from this process, which has imported everything and computed nothing: a start costs milliseconds.
-It touches no object storage itself, because that library's threads would not survive the fork.
+Jobs are drawn by number from the seed and run in two lanes. Workers are forked from a process that holds libraries and
+base model and has computed nothing, as the server's waiting process does: a start costs milliseconds. With --json the
+jobs done so far are kept beside it, so the same command goes on after an interruption.
 """
 
 import argparse
@@ -13,15 +14,18 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import torch
 
 import smedje.training.checkpoint
 import smedje.training.run
@@ -29,6 +33,8 @@ from smedje.modeling.tiny_random import write_tiny_llama
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import open_objects
 from smedje.training import worker
+from smedje.training.optimizer import make_optimizer
+from smedje.training.resident import Resident, load_resident
 from smedje.training.spec import DataSpec, LoraSpec, OptimizerKind, OptimizerSpec, TrainingSpec, spec_to_json
 
 STEPS = 24
@@ -39,11 +45,13 @@ DAMAGES = ("flip", "cut", "swap")
 
 @dataclass
 class Tally:
-    """What has been seen so far. torn: kills that left a state or checkpoint without its manifest."""
+    """What one job has shown. torn: kills that left a state or checkpoint without its manifest. noticed: of damages."""
 
+    job: int
     kills: int = 0
     torn: int = 0
-    finished: int = 0
+    damages: int = 0
+    noticed: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -66,10 +74,6 @@ def fork(work: Callable[[], None], log: Path) -> int:
         os._exit(status)
 
 
-def _work(words: list[str]) -> None:
-    worker.main(words)
-
-
 def rows(seed: int) -> bytes:
     """Twenty short chat examples."""
     draw = random.Random(seed)
@@ -86,6 +90,7 @@ class Place:
     """A folder with a tiny base model and object storage."""
 
     root: Path
+    resident: Resident | None
 
     @property
     def url(self) -> str:
@@ -106,7 +111,11 @@ class Place:
         """Start a worker on this spec; its process number."""
         self.write(f"runs/{run}/spec.json", spec_to_json(spec))
         words = ["--objects", self.url, "--run", run, "--cache", str(self.root / "cache")]
-        return fork(lambda: _work(words), self.root / "log")
+
+        def work() -> None:
+            worker.main(words, resident=self.resident)
+
+        return fork(work, self.root / "log")
 
     def sha(self, run: str) -> str:
         """SHA-256 of the run's final adapter, empty without one."""
@@ -157,30 +166,30 @@ def kill_somewhere(place: Place, run: str, child: int, draw: random.Random, seco
     return os.waitpid(child, 0)[1] == signal.SIGKILL
 
 
-def disturb(place: Place, number: int, kills: int, draw: random.Random, tally: Tally) -> None:
-    """Train job `number` undisturbed, then under `kills` kills, and compare."""
+def disturb(place: Place, kills: int, draw: random.Random, tally: Tally) -> None:
+    """Train a job undisturbed, then under `kills` kills, and compare."""
+    number = tally.job
     spec, straight = job_spec(place, number), f"run-{number}-straight"
     began = time.monotonic()
     os.waitpid(place.start(straight, spec), 0)
     seconds, expected = time.monotonic() - began, place.sha(straight)
     earlier: tuple[str, ...] = ()
-    done = attempt = 0
+    attempt = 0
     while True:
         run = f"run-{number}-{attempt}"
         attempt += 1
         child = place.start(run, msgspec.structs.replace(spec, earlier_runs=earlier))
-        if done < kills and kill_somewhere(place, run, child, draw, seconds):
-            done += 1
+        left = kills - tally.kills
+        if left and kill_somewhere(place, run, child, draw, seconds):
             tally.kills += 1
             tally.torn += bool(torn_folders(place.run_path(run)))
             earlier = (run, *earlier)
             continue
-        if done >= kills:
+        if not left:
             os.waitpid(child, 0)
         if not expected or place.sha(run) != expected:
             tally.wrong.append(run)
-        if done >= kills:
-            tally.finished += 1
+        if not left:
             return
         earlier = ()  # it ended before all kills were used: once more from the beginning
 
@@ -203,69 +212,149 @@ def damage(folder: Path, other: Path, kind: str, draw: random.Random) -> str:
 def expect_fallback(place: Place, run: str, spec: TrainingSpec, step: int) -> None:
     """Raises unless the newest whole state of the run is that of `step`."""
     objects = open_objects(place.url)
-    state = smedje.training.run.fresh_state(objects, spec, place.root / "tiny", cache=place.root / "cache")
+    assert place.resident is not None
+    state = smedje.training.run.fresh_state(objects, spec, place.resident.decoder, cache=place.root / "cache")
     found = smedje.training.checkpoint.load_latest_state(objects, RunFolder(objects, run), state)
     assert found, "no state was loaded"
     assert state.step == step, f"step {state.step} was loaded, {step} is the newest whole one"
 
 
-def damage_states(place: Place, count: int, draw: random.Random, tally: Tally) -> int:
-    """Damage the newest state of a run `count` times; how often it was noticed and the one before it used."""
-    spec, run = job_spec(place, 0), "run-0-straight"
+def damage_states(place: Place, count: int, draw: random.Random, tally: Tally) -> None:
+    """Damage the newest state of the undisturbed run `count` times; each must be noticed and the one before used."""
+    spec, run = job_spec(place, tally.job), f"run-{tally.job}-straight"
     older, newest = sorted((place.run_path(run) / "state").iterdir(), key=lambda path: int(path.name))[-2:]
     kept = {path: path.read_bytes() for path in newest.iterdir()}
-    noticed = 0
     for number in range(count):
-        what = damage(newest, older, DAMAGES[number % len(DAMAGES)], draw)
+        what = damage(newest, older, DAMAGES[(tally.job + number) % len(DAMAGES)], draw)
         child = fork(lambda: expect_fallback(place, run, spec, int(older.name)), place.root / "log")
         good = os.waitpid(child, 0)[1] == 0
-        noticed += good
+        tally.damages += 1
+        tally.noticed += good
         if not good:
-            tally.wrong.append(what)
+            tally.wrong.append(f"{run} {what}")
         for path, content in kept.items():
             path.write_bytes(content)
-    return noticed
+
+
+def share(total: int, number: int, jobs: int) -> int:
+    """What falls to job `number` when `total` is spread evenly."""
+    return total * (number + 1) // jobs - total * number // jobs
+
+
+def lane(place: Place, numbers: list[int], arguments: argparse.Namespace, seed: int) -> None:
+    """Do these jobs one after the other; each one done is a line of the journal. Files of good jobs are removed."""
+    parent = os.getppid()
+    for number in numbers:
+        if os.getppid() != parent:
+            return  # nobody listens any more
+        draw, tally = random.Random(f"{seed} {number}"), Tally(job=number)
+        disturb(place, share(arguments.kills, number, arguments.jobs), draw, tally)
+        damage_states(place, share(arguments.damages, number, arguments.jobs), draw, tally)
+        with (place.root / "journal").open("a") as journal:
+            journal.write(json.dumps(asdict(tally)) + "\n")
+        if not tally.wrong:
+            for path in (place.root / "objects" / "runs").glob(f"run-{number}-*"):
+                shutil.rmtree(path)
+
+
+def watch(place: Place, children: list[int], tallies: list[Tally], jobs: int, keep: Path | None) -> None:
+    """Collect what the lanes write until they have ended; tell how far they are, and keep it."""
+    began, at_first, seen = time.monotonic(), len(tallies), 0
+    while children:
+        children = [child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0]
+        journal = place.root / "journal"
+        lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+        for line in (fresh := [line for line in lines[seen:] if line.endswith("\n")]):
+            tallies.append(Tally(**json.loads(line)))
+            if keep is not None:
+                with keep.open("a") as kept:
+                    kept.write(line)
+        seen += len(fresh)
+        if fresh:
+            done, spent = len(tallies) - at_first, time.monotonic() - began
+            left = spent / done * (jobs - len(tallies))
+            kills, noticed = sum(t.kills for t in tallies), sum(t.noticed for t in tallies)
+            words = f"{len(tallies)} of {jobs} jobs, {kills} kills, {noticed} damages noticed"
+            print(f"{words}, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        time.sleep(0.2)
+
+
+def taken_up(keep: Path | None, arguments: argparse.Namespace) -> tuple[int, list[Tally]]:
+    """The seed, and the jobs that an interrupted run with these numbers has done."""
+    wanted = {"jobs": arguments.jobs, "kills": arguments.kills, "damages": arguments.damages}
+    if keep is not None and keep.exists():
+        first, *lines = keep.read_text().splitlines(keepends=True)
+        head = json.loads(first)
+        if {name: head[name] for name in wanted} == wanted and arguments.seed in (None, head["seed"]):
+            return head["seed"], [Tally(**json.loads(line)) for line in lines if line.endswith("\n")]
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    if keep is not None:
+        keep.write_text(json.dumps({"seed": seed, **wanted}) + "\n")
+    return seed, []
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--damages", type=int, default=200)
+    parser.add_argument("--lanes", type=int, default=2, help="jobs at once")
     parser.add_argument("--seed", type=int, default=None, help="drawn and printed when left out")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
-    print(f"seed {seed}")
-    draw, tally, began = random.Random(seed), Tally(), time.monotonic()
+    keep = arguments.json.with_suffix(".part") if arguments.json else None
+    seed, tallies = taken_up(keep, arguments)
+    print(f"seed {seed}, {len(tallies)} jobs were done before")
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        place = Place(Path(name))
-        write_tiny_llama(place.root / "tiny")
+        root = Path(name)
+        write_tiny_llama(root / "tiny")
+        place = Place(root, ready(root / "tiny"))
         place.write("data", rows(seed))
-        for number in range(arguments.jobs):
-            share = arguments.kills * (number + 1) // arguments.jobs - arguments.kills * number // arguments.jobs
-            disturb(place, number, share, draw, tally)
-            if sys.stderr.isatty():
-                print(f"\r{number + 1} jobs, {tally.kills} kills", end="", file=sys.stderr, flush=True)
-        noticed = damage_states(place, arguments.damages, draw, tally)
-        if tally.wrong:
-            print((place.root / "log").read_text()[-2000:], file=sys.stderr)
-    report = {
-        "seed": seed,
-        "jobs": arguments.jobs,
-        "kills": tally.kills,
-        "kills_inside_saving": tally.torn,
-        "jobs_with_equal_bytes": arguments.jobs - len({w.split("-")[1] for w in tally.wrong if w.startswith("run-")}),
-        "damaged_states": arguments.damages,
-        "damaged_states_noticed": noticed,
-        "wrong": tally.wrong,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    text = json.dumps(report, indent=2)
-    print(text)
+        done = {tally.job for tally in tallies}
+        left = [number for number in range(arguments.jobs) if number not in done]
+        lanes = [left[one :: arguments.lanes] for one in range(arguments.lanes)]
+        children = [
+            fork(lambda mine=mine: lane(place, mine, arguments, seed), root / "log")  # type: ignore[misc]
+            for mine in lanes
+        ]
+        watch(place, children, tallies, arguments.jobs, keep)
+        if len(tallies) < arguments.jobs or any(tally.wrong for tally in tallies):
+            print((root / "log").read_text()[-4000:], file=sys.stderr)
+    report = summary(tallies, arguments, seed)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    print(json.dumps(report, indent=2))
     if arguments.json:
-        arguments.json.write_text(text + "\n")
-    return 1 if tally.wrong else 0
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        arguments.json.with_suffix(".part").unlink()
+    return 0 if report["passed"] else 1
+
+
+def ready(base: Path) -> Resident | None:
+    """What workers need, in memory, with nothing computed by more than one thread."""
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        make_optimizer([torch.nn.Parameter(torch.zeros(2, 2))], OptimizerSpec(kind=kind))
+    return load_resident(base)
+
+
+def summary(tallies: list[Tally], arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """All counts, and whether everything was as it must be."""
+    wrong = [one for tally in tallies for one in tally.wrong]
+    unequal = sum(any(" " not in one for one in tally.wrong) for tally in tallies)
+    report: dict[str, Any] = {
+        "seed": seed,
+        "jobs": len(tallies),
+        "kills": sum(tally.kills for tally in tallies),
+        "kills_inside_saving": sum(tally.torn for tally in tallies),
+        "jobs_with_equal_bytes": len(tallies) - unequal,
+        "damaged_states": sum(tally.damages for tally in tallies),
+        "damaged_states_noticed": sum(tally.noticed for tally in tallies),
+        "wrong": wrong,
+    }
+    whole = (report["jobs"], report["kills"], report["damaged_states"])
+    report["passed"] = not wrong and whole == (arguments.jobs, arguments.kills, arguments.damages)
+    return report
 
 
 if __name__ == "__main__":
