@@ -34,6 +34,10 @@ class Settings:
     lease_seconds: how long a scheduler may be silent before another takes its jobs.
     outbound_allow: what the server may reach of addresses that users give (downloads, webhooks): `public` for the
     public internet, host names, `.example.org` for all names below it, networks; divided by commas. Empty: nothing.
+    public_url: where browsers reach the server, for coming back from an identity provider; empty: wherever they say.
+    oidc_issuer, oidc_client_id, oidc_client_secret: the OpenID Connect provider by which people may sign in.
+    oidc_domains: only addresses of these domains may; divided by commas, empty for any.
+    oidc_roles: roles of the provider's groups: `group=role@hub` or `group=role@hub/project`, divided by commas.
     """
 
     home: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("smedje", appauthor=False)))
@@ -47,6 +51,12 @@ class Settings:
     warm_model: str = ""
     lease_seconds: int = 8
     outbound_allow: str = ""
+    public_url: str = ""
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret: str = ""
+    oidc_domains: str = ""
+    oidc_roles: str = ""
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
@@ -23,8 +24,8 @@ from smedje.objects.machine import usable_cores, usable_memory
 from smedje.objects.store import open_objects
 from smedje.services.chat import Chat
 from smedje.services.context import Context
-from smedje.services.files import sweep
 from smedje.services.deliveries import Courier
+from smedje.services.files import sweep
 from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
 from smedje.services.scheduler import Limits, Scheduler
@@ -32,6 +33,9 @@ from smedje.services.uploads import sweep_uploads
 from smedje.serving.supervisor import EnginePool, EngineSettings
 from smedje.settings import Settings
 from smedje.store.database import Database
+
+if TYPE_CHECKING:
+    from smedje.services.oidc import Provider
 
 LOCATION = "local"
 STOP_SECONDS = 15.0
@@ -74,7 +78,8 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
                 await asyncio.to_thread(thread.join, STOP_SECONDS)
             ctx.database.close()
 
-    return create_app(Services(context=ctx, chat=chat), hosts=hosts, running=running)
+    services = Services(context=ctx, chat=chat, provider=_provider(settings), public_url=settings.public_url)
+    return create_app(services, hosts=hosts, running=running)
 
 
 def open_context(settings: Settings) -> Context:
@@ -131,6 +136,23 @@ def _scheduler(ctx: Context, settings: Settings, executor: LocalExecutor) -> Sch
             log=settings.home / "logs" / "warm.log",
             idle_seconds=settings.warm_seconds,
         ),
+    )
+
+
+def _provider(settings: Settings) -> "Provider | None":
+    """The identity provider, if the settings name one; the packages for it are loaded only then."""
+    if not settings.oidc_issuer:
+        return None
+    from smedje.services.oidc import Provider, ProviderSettings, parse_roles
+
+    return Provider(
+        ProviderSettings(
+            issuer=settings.oidc_issuer,
+            client_id=settings.oidc_client_id,
+            client_secret=settings.oidc_client_secret,
+            domains=tuple(one.strip().lower() for one in settings.oidc_domains.split(",") if one.strip()),
+            roles=parse_roles(settings.oidc_roles),
+        )
     )
 
 

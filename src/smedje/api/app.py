@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 
 import smedje
-from smedje.api import errors, health
+from smedje.api import errors, health, sign_in
 from smedje.api.auth import check_routes
 from smedje.api.azure import authoring, inference
 from smedje.api.management import (
@@ -17,11 +17,14 @@ from smedje.api.management import (
     estimate,
     hubs,
     keys,
+    me,
     members,
     model_files,
     projects,
     quotas,
     reports,
+    roles,
+    users,
 )
 from smedje.api.middleware import Edge
 from smedje.api.openai import audit_logs, chat, completions, files, fine_tuning, models, uploads, webhooks
@@ -76,7 +79,8 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
     errors.install(app)
     forms = dict.fromkeys((files.PATH, f"/openai{files.PATH}", authoring.FILES), BODY_BYTES)
     parts = dict.fromkeys((uploads.PART_PATH, f"/openai{uploads.PART_PATH}"), uploads.PART_BODY_BYTES)
-    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes={"": JSON_BYTES, **forms, **parts})
+    limits = {"": JSON_BYTES, "/login": sign_in.FORM_BYTES, **forms, **parts}
+    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes=limits)
     check_routes(app)
     return app
 

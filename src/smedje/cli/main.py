@@ -29,11 +29,12 @@ from smedje.cli import (
     models,
     projects,
     quotas,
+    roles,
     serve,
     usage,
-)
     users,
     webhooks,
+)
 from smedje.errors import SmedjeError
 
 app = typer.Typer(
@@ -56,12 +57,14 @@ app.add_typer(data.app, name="data")
 app.add_typer(hubs.app, name="hubs")
 app.add_typer(projects.app, name="projects")
 app.add_typer(members.app, name="members")
+app.add_typer(roles.app, name="roles")
+app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(quotas.app, name="quotas")
+app.add_typer(webhooks.app, name="webhooks")
 app.command("usage")(usage.usage)
 app.add_typer(audit.app, name="audit")
 
-app.add_typer(webhooks.app, name="webhooks")
 
 @app.callback()
 def root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:

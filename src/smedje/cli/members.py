@@ -20,7 +20,8 @@ InHub = Annotated[bool, typer.Option("--hub", help="In the whole hub instead of 
 def add(
     member: Person,
     role: Annotated[
-        str, typer.Option("--role", help="owner, contributor, ai_developer, deployment_operator or reader.")
+        str,
+        typer.Option("--role", help="owner, contributor, ai_developer, deployment_operator, reader, or the hub's own."),
     ],
     hub: InHub = False,
     as_json: JsonFlag = False,
