@@ -70,10 +70,23 @@ def test_counts_are_refused_before_anything_is_made(server: Server, limited: str
 def test_a_job_reserves_its_training_tokens(server: Server, limited: str) -> None:
     """A job that would use more tokens than are left is refused with both numbers; one that fits holds them."""
     file = server.upload(chat_lines(12), key=limited)
-    job = {"model": TINY, "training_file": file}
-    tokens = server.post("/api/fine_tuning/estimate", job, key=limited).json()["trained_tokens"]
+    job = {"model": TINY, "training_file": file, "seed": 3}
+    found = server.post("/api/fine_tuning/estimate", job, key=limited).json()
+    assert (found["quotas"], found["admitted"]) == ([], True)
+    tokens = found["trained_tokens"]
     put(server, limited, name="training_tokens_per_month", value=tokens + 5)
+    [room] = server.post("/api/fine_tuning/estimate", job, key=limited).json()["quotas"]
+    assert room == {
+        "name": "training_tokens_per_month",
+        "value": tokens + 5,
+        "used": 0,
+        "left": tokens + 5,
+        "needed": tokens,
+        "enough": True,
+    }
     assert server.post("/v1/fine_tuning/jobs", job, key=limited).status_code == 200
+    found = server.post("/api/fine_tuning/estimate", job, key=limited).json()
+    assert (found["quotas"][0]["left"], found["admitted"]) == (5, False)
     refused = server.post("/v1/fine_tuning/jobs", job, key=limited).json()["error"]
     assert refused["code"] == "quota_exceeded"
     assert f"{tokens} of them are used, 5 are left, and this needs {tokens}" in refused["message"]

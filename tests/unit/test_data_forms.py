@@ -13,6 +13,7 @@ from smedje.data.counting import count_tokens
 from smedje.data.encode import encode_file
 from smedje.data.forms import form_of, read_items, validate_any
 from smedje.data.insights import find_leaks, look_at
+from smedje.data.labels import answer_labels
 from smedje.data.preference import encode_pairs
 from smedje.data.repair import Beside, Repair, repair_file
 from smedje.errors import InvalidRequest
@@ -198,6 +199,20 @@ def test_counts_are_those_of_training(tmp_path: Path, tokenizer: ChatTokenizer) 
     assert rows.labels is not None
     assert same_parts(rows.labels, known.classes)
     assert [item.example is not None for item in read_items(texts)] == [True] * 13
+
+
+def test_labels_are_answers_that_repeat(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """Few short answers that repeat are labels, and held-out rows get their share of each; answers of chats are not."""
+    path = write(tmp_path / "a.jsonl", [chat(f"Text {n}", "rare" if n % 10 == 0 else "usual") for n in range(100)])
+    labels = answer_labels(path)
+    assert labels is not None
+    assert list(labels.values()).count("rare") == 10
+    rows = count_tokens(path, tokenizer, max_tokens=None).rows
+    for seed in range(5):
+        training, held = rows.split(seed=seed, fraction=0.2)
+        assert (len(training), [labels[row + 1] for row in held].count("rare"), len(held)) == (80, 2, 20)
+    assert answer_labels(write(tmp_path / "b.jsonl", [chat(f"Q{n}", f"Answer {n}") for n in range(60)])) is None
+    assert answer_labels(write(tmp_path / "c.jsonl", [pair(f"Q{n}", "a", "b") for n in range(60)])) is None
 
 
 def same_parts(first: Any, second: Any) -> bool:

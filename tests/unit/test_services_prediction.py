@@ -12,11 +12,11 @@ from smedje.domain.jobs import FineTuningJob, JobStatus
 from smedje.domain.projects import Project
 from smedje.domain.runs import Outcome, Run, RunResult, RunState
 from smedje.domain.usage import UsageRecord
-from smedje.errors import NotFound
 from smedje.objects.run_folder import RunFolder
 from smedje.services import estimate, finetuning, projects
 from smedje.services import files as file_service
 from smedje.services.catalog import resolve_origin
+from smedje.services.comparison import compare, comparison_event
 from smedje.services.context import Context
 from smedje.services.job_request import JobDraft
 from smedje.services.prediction import predicted_memory, propose
@@ -115,9 +115,9 @@ def test_an_installed_model_that_fits_is_proposed(ctx: Context, job: FineTuningJ
 
 def test_predicted_stands_beside_actual(ctx: Context, project: Project, job: FineTuningJob) -> None:
     """The check keeps its prediction; after the run its seconds and peak memory are read beside it."""
-    assert estimate.compare(ctx, project, job.id).predicted is None
+    assert compare(ctx, job).predicted is None
     assert isinstance(check_job(ctx, job, resolve_origin(ctx, project.id, TINY)), Checked)
-    before = estimate.compare(ctx, project, job.id)
+    before = compare(ctx, job)
     assert before.predicted is not None
     assert before.predicted["steps"] > 0
     assert (before.seconds, before.memory_bytes) == (None, None)
@@ -130,7 +130,13 @@ def test_predicted_stands_beside_actual(ctx: Context, project: Project, job: Fin
         )
     result = RunResult(outcome=Outcome.SUCCEEDED, data={"seconds": 12.34, "peak_memory_bytes": 5})
     RunFolder(ctx.objects, "run-1").write_result(result)
-    after = estimate.compare(ctx, project, job.id)
+    after = compare(ctx, job)
     assert (after.seconds, after.memory_bytes) == (12.3, 5)
-    with pytest.raises(NotFound):
-        estimate.compare(ctx, project, "ftjob-none")
+    assert after.within is False
+    guess = before.predicted["seconds"]
+    assert after.summary.startswith(f"Predicted {guess:.0f} s (")
+    assert after.time_ratio == pytest.approx(12.3 / guess, abs=1e-3)
+    told = comparison_event(ctx, job, result)
+    assert told is not None
+    assert told.data is not None
+    assert told.data["seconds"] == 12.3

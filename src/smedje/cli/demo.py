@@ -57,8 +57,8 @@ def demo(
 
 def _go(client: "Client", model: str, epochs: str, *, as_json: bool) -> dict[str, Any]:
     from smedje.cli.deployments import deploy
+    from smedje.cli.estimate import estimate_fields
     from smedje.cli.files import upload_file
-    from smedje.cli.jobs import estimate_fields
     from smedje.cli.report import print_report
     from smedje.samples import support_heldout_path, support_train_path
 

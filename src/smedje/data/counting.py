@@ -79,7 +79,8 @@ def count_tokens(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int | None
             trained.append(one.trained)
             numbers.append(len(answers) - 1)
     groups = dialogues.groups() if known == "chat" else prompts
-    labels = answers if known != "preference" and label_counts(answers) else None
+    # A classifier's labels are its classes, few or many.
+    labels = answers if known == "classification" or (known == "chat" and label_counts(answers)) else None
     rows = RowCounts(
         tokens=tokens,
         trained=trained,

@@ -3,12 +3,13 @@
 Knows tokens, prices and limits; knows nothing of engines or training.
 """
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
 from smedje.domain.jobs import FineTuningJob
-from smedje.domain.prices import millionths
+from smedje.domain.prices import UNIT, millionths
 from smedje.domain.projects import Project
 from smedje.domain.quotas import MONTHLY, RATES, Limit
 from smedje.domain.usage import UsageRecord
@@ -17,7 +18,7 @@ from smedje.modeling.catalog import find_base_model
 from smedje.services import finetuning, quotas
 from smedje.services.context import Context
 from smedje.services.costs import current_prices
-from smedje.services.estimate import estimate
+from smedje.services.estimate import Estimate, estimate
 from smedje.services.job_request import JobDraft
 from smedje.services.rates import Entry, Full, RateMeter
 from smedje.store import usage as usage_rows
@@ -120,6 +121,21 @@ class Admission:
         return millionths(current_prices(self._ctx).cost(whole))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Offer(Estimate):
+    """The prediction of a job with what it costs, what is left for it, and whether it would be let in.
+
+    price: in `currency`, at today's prices. disk_free_bytes: on the disk of the state folder. quotas: the limits that
+    it meets, empty when the project has none. admitted: whether every one of them has room.
+    """
+
+    price: float
+    currency: str
+    disk_free_bytes: int
+    quotas: tuple[quotas.Room, ...]
+    admitted: bool
+
+
 def create_job(ctx: Context, project: Project, draft: JobDraft) -> FineTuningJob:
     """A new job, with what it will use set aside when the project has a monthly limit.
 
@@ -128,10 +144,31 @@ def create_job(ctx: Context, project: Project, draft: JobDraft) -> FineTuningJob
     limits = quotas.limits_of(ctx, project.id)
     if not any(name in MONTHLY for _, name in limits):
         return finetuning.create_job(ctx, project, draft)
-    expected = estimate(ctx, project, draft)
-    cost = training_cost(ctx, tokens=expected.trained_tokens, seconds=expected.seconds)
-    holding = quotas.Holding(tokens=expected.trained_tokens, money=millionths(cost))
+    # Drawn here, so that what is set aside is counted on the split that the job will have.
+    draft = replace(draft, seed=finetuning.draw_seed() if draft.seed is None else draft.seed)
+    holding, _ = _holding(ctx, estimate(ctx, project, draft))
     return finetuning.create_job(ctx, project, draft, holding=holding)
+
+
+def offer(ctx: Context, project: Project, draft: JobDraft) -> Offer:
+    """What the job would take, cost and meet. Makes nothing. Raises what `estimate` raises."""
+    expected = estimate(ctx, project, draft)
+    holding, cost = _holding(ctx, expected)
+    met = quotas.room_for_job(ctx, project.id, holding)
+    return Offer(
+        **vars(expected),
+        price=cost / UNIT,
+        currency=current_prices(ctx).currency,
+        disk_free_bytes=shutil.disk_usage(ctx.home).free,
+        quotas=met,
+        admitted=all(one.enough for one in met),
+    )
+
+
+def _holding(ctx: Context, expected: Estimate) -> tuple[quotas.Holding, int]:
+    """What is set aside for a job, and its cost in units of 1e-12 of the currency."""
+    cost = training_cost(ctx, tokens=expected.trained_tokens, seconds=expected.seconds)
+    return quotas.Holding(tokens=expected.trained_tokens, money=millionths(cost)), cost
 
 
 def training_cost(ctx: Context, *, tokens: int, seconds: float) -> int:

@@ -42,7 +42,8 @@ SHORTEST_LIMIT = 256
 class Estimate:
     """A prediction. Tokens are real tokens of the base model's tokenizer, without padding.
 
-    rows, validation_rows: examples after the split. trained_tokens: all tokens of the training rows over all epochs, as
+    rows, validation_rows: examples after the split; split_by_label: whether validation has its share of each label, or
+    null when nothing was split off. trained_tokens: all tokens of the training rows over all epochs, as
     the job and usage count them. labelled_tokens: those of them that are learnt. seconds: without waiting in the queue.
     seconds_low, seconds_high: the error bar of `seconds`, as wide as finished jobs differ in pace.
     memory_bytes: peak of the training process. disk_bytes: checkpoints. fits: whether the machine has the memory.
@@ -66,6 +67,7 @@ class Estimate:
     fits: bool
     basis: str
     proposal: str | None = None
+    split_by_label: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ class Pace:
 def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts, *, held_out: int) -> Estimate:
     """The prediction of a run. found: rows of the training file. held_out: rows of a validation file, 0 for none."""
     chosen: Sequence[int] = range(len(found.tokens))
+    by_label = None
     if held_out == 0 and spec.data.validation_fraction > 0:
+        by_label = found.labels is not None
         # As training itself splits them, so that the counts are those of the job.
         chosen, held = found.split(seed=spec.seed, fraction=spec.data.validation_fraction)
         held_out = len(held)
@@ -111,6 +115,7 @@ def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts,
         fits=fits and disk <= shutil.disk_usage(ctx.home).free,
         basis=pace.basis,
         proposal=None if fits else propose(ctx, spec, longest=max(found.tokens, default=0)),
+        split_by_label=by_label,
     )
 
 

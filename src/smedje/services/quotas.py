@@ -119,6 +119,42 @@ def check_room(ctx: Context, tx: Connection, project_id: str, name: Limit, more:
         raise refusal(name, value=value, used=used, more=more)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """A limit that a new job meets. left: what is not used yet; enough: whether `needed` fits into it."""
+
+    name: str
+    value: int
+    used: int
+    left: int
+    needed: int
+    enough: bool
+
+
+def room_for_job(ctx: Context, project_id: str, holding: Holding) -> tuple[Room, ...]:
+    """The project's limits that a job would be let in by, each with what is left of it. Takes nothing."""
+    needed = {
+        Limit.ACTIVE_JOBS: 1,
+        Limit.FINE_TUNED_MODELS: 1,
+        Limit.TRAINING_TOKENS_PER_MONTH: holding.tokens,
+        Limit.MONEY_PER_MONTH: holding.money,
+    }
+    with ctx.database.transaction() as tx:
+        limits = [one for one in store.list_quotas(tx, project_id) if one.name in needed]
+        used = _used(ctx, tx, project_id, ctx.seconds()) if limits else {}
+    return tuple(
+        Room(
+            name=one.name.value,
+            value=one.value,
+            used=used[one.name],
+            left=max(0, one.value - used[one.name]),
+            needed=needed[one.name],
+            enough=used[one.name] + needed[one.name] <= one.value,
+        )
+        for one in limits
+    )
+
+
 def reserve_for_job(ctx: Context, tx: Connection, project_id: str, job_id: str, holding: Holding) -> None:
     """Set aside what a job is expected to use, with its row. Raises LimitExceeded when the month has not that much."""
     check_room(ctx, tx, project_id, Limit.TRAINING_TOKENS_PER_MONTH, holding.tokens)
