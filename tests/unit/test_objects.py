@@ -317,6 +317,20 @@ def test_a_full_disk_leaves_nothing_half_written(small_disk: Path, tmp_path: Pat
     assert len(objects.get("old")) == 1_000_000
 
 
+def test_forgetting_a_key_removes_its_copies_and_no_others(tmp_path: Path) -> None:
+    """Copies of an object or a prefix are gone from the cache, of every version; those of other keys stay."""
+    cache, objects = tmp_path / "cache", open_objects("memory:///")
+    for text in (b"one", b"two"):
+        objects.put("a/x", text)
+        objects.local_path("a/x", cache)
+    objects.put("b/y", b"other")
+    objects.local_folder("a", cache)
+    kept = objects.local_path("b/y", cache)
+    objects.forget("a/x", cache)
+    objects.forget("a", cache)
+    assert list(cache.glob("*")) == [kept] or {path.name for path in cache.iterdir()} <= {kept.name, ".staging"}
+
+
 def test_a_full_disk_cache_is_out_of_storage(small_disk: Path) -> None:
     """Fetching a remote object into a full cache is the same error, and leaves no rest."""
     objects = open_objects("memory:///")

@@ -68,6 +68,21 @@ def test_every_row_of_a_project_says_so() -> None:
             assert [key.target_fullname for key in column.foreign_keys] == ["projects.id"]
 
 
+def test_what_was_deleted_is_not_in_the_file(tmp_path: Path) -> None:
+    """After a deletion and a scrub neither the SQLite file nor its log holds the text."""
+    database = Database(f"sqlite:///{tmp_path / 'a.db'}")
+    database.migrate()
+    with database.transaction() as tx:
+        insert_hub(tx, replace(hub(1), description="CANARY-4711" * 20))
+    database.scrub()
+    assert b"CANARY-4711" in (tmp_path / "a.db").read_bytes()
+    with database.transaction() as tx:
+        tx.exec_driver_sql("DELETE FROM hubs")
+    database.scrub()
+    assert not any(b"CANARY-4711" in path.read_bytes() for path in tmp_path.iterdir())
+    database.close()
+
+
 def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
     """A second start finds everything in place and keeps the data."""
     database = Database(empty_database_url)

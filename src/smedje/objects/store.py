@@ -16,7 +16,7 @@ import shutil
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -41,10 +41,11 @@ FULL_WORDS = ("os error 28", "os error 122", "insufficientstorage", "storagefull
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """One stored object. size: bytes."""
+    """One stored object. size: bytes. modified: Unix seconds, of the last write."""
 
     key: str
     size: int
+    modified: float = field(default=0.0, compare=False)
 
 
 class ByteSink(Protocol):
@@ -142,7 +143,11 @@ class Objects:
             check_key(segments)
         with _explained(prefix):
             pages = obstore.list(self._store, segments or None, offset=after or None, chunk_size=1000)
-            found = [ObjectInfo(key=meta["path"], size=meta["size"]) for page in pages for meta in page]
+            found = [
+                ObjectInfo(key=meta["path"], size=meta["size"], modified=meta["last_modified"].timestamp())
+                for page in pages
+                for meta in page
+            ]
         return sorted((info for info in found if info.key > after), key=lambda info: info.key)
 
     def exists(self, key: str) -> bool:
@@ -191,8 +196,8 @@ class Objects:
             meta = obstore.head(self._store, key)
             if self._root is not None:
                 return self._root / key
-            version = f"{self.url}\n{key}\n{meta['e_tag']}\n{meta['version']}\n{meta['size']}\n{meta['last_modified']}"
-            target = cache / hashlib.sha256(version.encode()).hexdigest()
+            version = f"{meta['e_tag']}\n{meta['version']}\n{meta['size']}\n{meta['last_modified']}"
+            target = cache / f"{self._mark(key)}-{_digest(version)}"
             if not target.exists():
                 cache.mkdir(parents=True, exist_ok=True)
                 with staged_file(cache) as (file, path):
@@ -214,8 +219,8 @@ class Objects:
         if self._root is not None:
             return self._root / prefix
         names = [(info.key.removeprefix(f"{prefix}/"), self.local_path(info.key, cache)) for info in found]
-        identity = hashlib.sha256("\n".join(f"{name} {path.name}" for name, path in names).encode()).hexdigest()
-        folder = cache / f"{identity}.d"
+        identity = _digest("\n".join(f"{name} {path.name}" for name, path in names))
+        folder = cache / f"{self._mark(prefix)}-{identity}.d"
         with _explained(prefix):
             for name, path in names:
                 target = folder / name
@@ -224,9 +229,27 @@ class Objects:
                         move(path, target, create_only=True)
         return folder
 
+    def forget(self, key: str, cache: Path) -> None:
+        """Remove every copy that `local_path` and `local_folder` have made of an object or prefix in a cache."""
+        check_key(key)
+        with _explained(key):
+            for copy in cache.glob(f"{self._mark(key)}-*"):
+                if copy.suffix == ".d":
+                    shutil.rmtree(copy)
+                else:
+                    copy.unlink(missing_ok=True)
+
+    def _mark(self, key: str) -> str:
+        """What the names of a key's copies begin with."""
+        return _digest(f"{self.url}\n{key}")
+
     def sweep(self, *, older_than_seconds: float) -> int:
         """Delete the unfinished writes of killed processes on a local disk; returns how many. Buckets: always 0."""
         return 0 if self._root is None else sweep_staging(self._root, older_than_seconds=older_than_seconds)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def open_objects(url: str) -> Objects:

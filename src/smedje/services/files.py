@@ -281,6 +281,7 @@ def _settle(ctx: Context, file_id: str, pending: _Pending) -> None:
         # Inside the transaction, so that an upload of the same bytes cannot be recorded in between.
         if not store.digest_in_use(tx, pending.sha256):
             ctx.objects.delete(content_key(pending.sha256))
+            ctx.objects.forget(content_key(pending.sha256), ctx.home / CACHE)
             forget_rows(ctx.home / "cache", pending.sha256)
     if not kept:
         for key in (report_key(file_id), insights_key(file_id), lineage_key(file_id)):

@@ -92,6 +92,12 @@ class Database:
 
             upgrade(tx)
 
+    def scrub(self) -> None:
+        """Have nothing that was deleted stay in SQLite's log beside the file. PostgreSQL cleans up by itself, later."""
+        if self.kind == "sqlite":
+            with contextlib.closing(self._engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()

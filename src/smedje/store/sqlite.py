@@ -59,6 +59,8 @@ def set_up(connection: Any) -> None:
     _set_journal(cursor, "DELETE" if sqlite_version_problem() else "WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
+    # What is deleted is overwritten, so that an erased text is not in the file any more.
+    cursor.execute("PRAGMA secure_delete = ON")
     cursor.close()
 
 
