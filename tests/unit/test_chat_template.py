@@ -217,16 +217,6 @@ def test_tools_and_calls_reach_the_text(tmp_path: Path) -> None:
     assert tokenizer.decode(trained).count("tool_call>") == 2
 
 
-def test_tools_are_refused_where_the_template_would_drop_them(tmp_path: Path) -> None:
-    """A template without a place for tools makes the request wrong, not silently different."""
-    smollm2 = family(tmp_path, "smollm2")
-    with pytest.raises(UnsupportedField, match="no place for tools"):
-        render_prompt(smollm2, [{"role": "user", "content": "a"}], tools=[TOOL])
-    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "track"}}]}
-    with pytest.raises(UnsupportedField, match=r"messages\[1\] calls a tool"):
-        render_examples(smollm2, [{"role": "user", "content": "a"}, called])
-
-
 def test_template_that_refuses_the_conversation_says_so(tmp_path: Path) -> None:
     """What the template raises becomes an error for people."""
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]

@@ -119,7 +119,7 @@ def test_templates_are_probed_for_what_they_understand(tmp_path: Path) -> None:
     found = {}
     for family in FAMILY_NAMES:
         template = load_chat_tokenizer(write_model_folder(tmp_path / family, family)).template
-        found[family] = (template.knows_system, template.knows_tools, template.knows_calls)
+        found[family] = (template.knows_system, template.knows_tools, template.call_form is not None)
     assert found["smollm2"] == (True, False, False)
     assert found["qwen-2.5"] == found["qwen-3"] == found["llama-3.2"] == (True, True, True)
     assert found["gemma-2"] == found["mistral"] == (False, False, False)

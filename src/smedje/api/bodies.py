@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from smedje.errors import UnsupportedField
 
-# Accepted without effect, because they change nothing that a server of one's own does: who the end user is, hints for
-# caches and tiers, and storage of completions, which never happens here.
+# Accepted without effect, because they change nothing in an answer: who the end user is, hints for caches, and labels
+# of stored completions, of which there are none here.
 IGNORED_FIELDS: dict[str, frozenset[str]] = {
     "chat": frozenset(
         {
@@ -18,11 +18,7 @@ IGNORED_FIELDS: dict[str, frozenset[str]] = {
             "safety_identifier",
             "prompt_cache_key",
             "prompt_cache_retention",
-            "service_tier",
-            "store",
             "metadata",
-            "parallel_tool_calls",
-            "verbosity",
         }
     ),
     "completion": frozenset({"user"}),
@@ -33,12 +29,11 @@ IGNORED_FIELDS: dict[str, frozenset[str]] = {
 # Understood and not offered. Null, and the values listed, mean the same as leaving the field out.
 UNSUPPORTED_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "chat": {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
+        "store": (False,),
         "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
         "prediction": (),
         "modalities": (["text"],),
         "audio": (),

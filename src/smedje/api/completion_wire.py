@@ -10,15 +10,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from smedje.api.bodies import Body
-from smedje.api.chat_wire import (
-    SEED_RANGE,
-    LogitBias,
-    Stops,
-    StreamOptionsBody,
-    UsageObject,
-    to_usage,
-    unless_gone,
-)
+from smedje.api.chat_body import SEED_RANGE, LogitBias, Stops, StreamOptionsBody
+from smedje.api.chat_wire import UsageObject, to_usage, unless_gone
 from smedje.api.sse import event_stream
 from smedje.api.state import Services
 from smedje.domain.conversations import ChatRequest, Sampling
@@ -82,6 +75,7 @@ class Completion(BaseModel):
     model: str
     choices: list[ChoiceObject]
     usage: UsageObject
+    system_fingerprint: str
 
 
 async def answer(services: Services, caller: Principal, request: Request, body: CompletionBody) -> Any:
@@ -102,7 +96,12 @@ async def answer(services: Services, caller: Principal, request: Request, body: 
         for choice in whole.choices
     ]
     return Completion(
-        id=new_id(PREFIX), created=int(time.time()), model=body.model, choices=choices, usage=to_usage(whole.usage)
+        id=new_id(PREFIX),
+        created=int(time.time()),
+        model=body.model,
+        choices=choices,
+        usage=to_usage(whole.usage),
+        system_fingerprint=whole.fingerprint,
     )
 
 
@@ -150,6 +149,7 @@ async def _chunks(stream: ChatStream, body: CompletionBody) -> AsyncGenerator[di
         "object": "text_completion",
         "created": int(time.time()),
         "model": body.model,
+        "system_fingerprint": stream.fingerprint,
     }
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     tail: dict[str, Any] = {"usage": None} if with_usage else {}

@@ -17,6 +17,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from smedje.chat.calls import CallForm, find_form
 from smedje.errors import InvalidRequest
 
 _PROBE = "smedjeprobe"
@@ -53,7 +54,7 @@ class ChatTemplate:
     source: the Jinja text. variables: `bos_token`, `eos_token` and their like.
     knows_system: a leading system message reaches the text (Gemma 2 raises, the first Phi-3 template drops it).
     knows_developer: the source mentions the developer role. knows_tools: a tool's name reaches the text.
-    knows_calls: so does the name of a tool that an assistant message calls.
+    call_form: how it writes an assistant's calls of tools, None where it does not or where that could not be found.
     end_of_turn: what stands right after an answer in the middle of a conversation, or "" when that could not be found.
     """
 
@@ -62,7 +63,7 @@ class ChatTemplate:
     knows_system: bool
     knows_developer: bool
     knows_tools: bool
-    knows_calls: bool
+    call_form: CallForm | None
     end_of_turn: str
     program: jinja2.Template = field(repr=False, compare=False)
 
@@ -99,14 +100,15 @@ def compile_chat_template(source: str, *, variables: Mapping[str, str], today: d
             f"The chat template of this base model cannot be read: {error}. Pull the model again or mend its template.",
             code="chat_template_invalid",
         ) from error
+    end_of_turn = _end_of_turn(program, variables)
     return ChatTemplate(
         source=source,
         variables=dict(variables),
         knows_system=_knows_system(program, variables),
         knows_developer="developer" in source,
         knows_tools=_knows_tools(program, variables),
-        knows_calls=_knows_calls(program, variables),
-        end_of_turn=_end_of_turn(program, variables),
+        call_form=_call_form(program, variables, end_of_turn),
+        end_of_turn=end_of_turn,
         program=program,
     )
 
@@ -144,9 +146,11 @@ def _try_render(
     variables: Mapping[str, str],
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None = None,
+    *,
+    asking: bool = True,
 ) -> str:
     try:
-        return _render(program, variables, messages, tools, True)
+        return _render(program, variables, messages, tools, asking)
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError):
         return ""
 
@@ -162,15 +166,23 @@ def _knows_tools(program: jinja2.Template, variables: Mapping[str, str]) -> bool
     return _PROBE in _try_render(program, variables, [{"role": "user", "content": "a"}], tools)
 
 
-def _knows_calls(program: jinja2.Template, variables: Mapping[str, str]) -> bool:
+def _call_form(program: jinja2.Template, variables: Mapping[str, str], end_of_turn: str) -> CallForm | None:
     # Mistral's templates insist on ids of nine characters.
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": _PROBE, "arguments": {}}}
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "b", "tool_call_id": "abcdefghi", "name": _PROBE[:1]},
+    probes: list[tuple[str, dict[str, Any]]] = [(_PROBE, {"first": "value"}), (_PROBE[::-1], {"second": 2})]
+    calls = [
+        {"id": f"abcdefgh{n}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for n, (name, arguments) in enumerate(probes)
     ]
-    return _PROBE in _try_render(program, variables, messages)
+    question = {"role": "user", "content": "a"}
+    prompt = _try_render(program, variables, [question])
+
+    def answered(called: list[dict[str, Any]]) -> str:
+        answers = [{"role": "tool", "content": "b", "tool_call_id": call["id"], "name": "c"} for call in called]
+        turn = {"role": "assistant", "content": "", "tool_calls": called}
+        whole = _try_render(program, variables, [question, turn, *answers], asking=False)
+        return whole[len(prompt) :] if whole.startswith(prompt) else ""
+
+    return find_form(answered(calls[:1]), answered(calls), end_of_turn, probes) if prompt else None
 
 
 def _end_of_turn(program: jinja2.Template, variables: Mapping[str, str]) -> str:

@@ -7,16 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smedje.chat.calls import CallForm, instructions, response_text
 from smedje.chat.jinja_template import ChatTemplate
 from smedje.errors import InvalidRequest, UnsupportedField
 
 Turn = dict[str, Any]
+Tools = Sequence[Mapping[str, Any]]
 
 
-def to_turns(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> list[Turn]:
-    """One turn for each message, except that a system message is put before the user's text where the template has no
-    place for it (as Gemma 3's own template does).
+def to_turns(
+    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, form: CallForm, *, tools: Tools | None = None
+) -> list[Turn]:
+    """One turn for each message, with what the template has no place for put where it has one.
 
+    A system message goes before the user's text (as in Gemma 3's own template). Tools, calls and what tools answered
+    become text of the system message, of the answer and of a user's turn, unless `form` is the template's own.
     `developer` becomes `system` unless the template knows it; text parts are joined; a refusal counts as the content;
     the deprecated function call and function role become a tool call and the tool role; arguments become objects.
     Raises InvalidRequest or UnsupportedField naming the message at fault.
@@ -26,6 +31,8 @@ def to_turns(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> l
             "There are no messages. Send at least one user message.", code="empty_messages", param="messages"
         )
     turns = [_to_turn(message, f"messages[{index}]", template) for index, message in enumerate(messages)]
+    if not form.native:
+        turns = _with_calls_as_text(turns, form, tools)
     if turns[0]["role"] == "system" and not template.knows_system:
         return _fold_system(turns)
     return turns
@@ -47,13 +54,6 @@ def _to_turn(message: Mapping[str, Any], where: str, template: ChatTemplate) -> 
         if message.get(key) is not None:
             turn[key] = message[key]
     calls = _tool_calls(message, where)
-    if calls and not template.knows_calls:
-        raise UnsupportedField(
-            f"{where} calls a tool, and the chat template of this base model has no place for calls. "
-            "Leave the calls out, or choose a base model that was made to call tools.",
-            code="tools_not_supported",
-            param=f"{where}.tool_calls",
-        )
     if calls:
         turn["tool_calls"] = calls
     return turn
@@ -104,7 +104,9 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
             code="invalid_tool_calls",
             param=where,
         )
-    return {**call, "type": "function", "function": {**function, "arguments": _arguments(function.get("arguments"))}}
+    # In this order, for templates that print the whole object.
+    named = {"name": function["name"], "arguments": _arguments(function.get("arguments"))}
+    return {**call, "type": "function", "function": named}
 
 
 def _arguments(arguments: object) -> object:
@@ -116,6 +118,29 @@ def _arguments(arguments: object) -> object:
     except ValueError:
         return arguments
     return parsed if isinstance(parsed, dict) else arguments
+
+
+def _with_calls_as_text(turns: Sequence[Turn], form: CallForm, tools: Tools | None) -> list[Turn]:
+    """Turns without tool calls and tool roles; what several tools answered in a row is one turn."""
+    written: list[Turn] = []
+    for turn in turns:
+        calls = turn.get("tool_calls")
+        if calls:
+            content = "\n".join(part for part in (turn["content"], form.write(calls)) if part)
+            written.append({**{key: turn[key] for key in turn if key != "tool_calls"}, "content": content})
+        elif turn["role"] != "tool":
+            written.append(turn)
+        elif written and written[-1].get("tool"):
+            written[-1]["content"] += "\n" + response_text(turn["content"])
+        else:
+            written.append({"role": "user", "content": response_text(turn["content"]), "tool": True})
+    kept = [{key: turn[key] for key in turn if key != "tool"} for turn in written]
+    if not tools:
+        return kept
+    told = instructions(tools)
+    if kept[0]["role"] in ("system", "developer"):
+        return [{**kept[0], "content": f"{kept[0]['content']}\n\n{told}"}, *kept[1:]]
+    return [{"role": "system", "content": told}, *kept]
 
 
 def _fold_system(turns: list[Turn]) -> list[Turn]:

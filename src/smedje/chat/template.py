@@ -15,11 +15,9 @@ from typing import Any
 
 from smedje.chat.control_tokens import marked
 from smedje.chat.jinja_template import ChatTemplate
-from smedje.chat.messages import Turn, to_turns
+from smedje.chat.messages import Tools, Turn, to_turns
 from smedje.chat.tokenizer import ChatTokenizer
-from smedje.errors import InvalidRequest, UnsupportedField
-
-Tools = Sequence[Mapping[str, Any]]
+from smedje.errors import InvalidRequest
 
 _SENTINEL = "smedjeanswer"
 
@@ -42,8 +40,8 @@ def render_prompt(
     """The ids after which the model answers `messages`.
 
     messages: OpenAI-shaped dicts. tools: OpenAI-shaped function tools.
-    Raises InvalidRequest when the messages are malformed or the template refuses them, UnsupportedField for tools that
-    the template has no place for.
+    Raises InvalidRequest when the messages are malformed or the template refuses them, UnsupportedField for content
+    that is not text.
     """
     turns, tools = _prepare(tokenizer, messages, tools)
     texts = [_prompt_text(tokenizer, turns[:end], tools) for end in (*_answers(turns), len(turns))]
@@ -91,20 +89,13 @@ def _prepare(
     tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]], tools: Tools | None
 ) -> tuple[list[Turn], Tools | None]:
     """Turns and tools as the template takes them, with marks in every control token that a caller spelled."""
-    template = tokenizer.template
-    if tools and not template.knows_tools:
-        raise UnsupportedField(
-            "The chat template of this base model has no place for tools. Leave out `tools`, "
-            "or choose a base model that was made to call them.",
-            code="tools_not_supported",
-            param="tools",
-        )
     control = tokenizer.control_tokens
+    form = tokenizer.call_form
     turns = [
         {key: part if key == "role" else marked(part, control) for key, part in turn.items()}
-        for turn in to_turns(messages, template)
+        for turn in to_turns(messages, tokenizer.template, form, tools=tools)
     ]
-    return turns, marked(tools, control)
+    return turns, marked(tools, control) if form.native else None
 
 
 def _answers(turns: Sequence[Turn]) -> list[int]:
@@ -113,14 +104,10 @@ def _answers(turns: Sequence[Turn]) -> list[int]:
 
 
 def _answer_weights(messages: Sequence[Mapping[str, Any]], turns: Sequence[Turn]) -> dict[int, float]:
-    """Index of turn to weight, for each assistant turn. Folding a system message away shifts the turns by one."""
-    shift = len(messages) - len(turns)
-    weights = {}
-    for index, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            weight = messages[index + shift].get("weight")
-            weights[index] = 1.0 if weight is None else float(weight)
-    return weights
+    """Index of turn to weight, for each assistant turn: whatever else is joined or added, answers stay one by one."""
+    weights = [message.get("weight") for message in messages if message.get("role") == "assistant"]
+    places = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+    return {index: 1.0 if weight is None else float(weight) for index, weight in zip(places, weights, strict=True)}
 
 
 def _prompt_text(tokenizer: ChatTokenizer, turns: Sequence[Turn], tools: Tools | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from smedje.chat.calls import GENERIC, CallForm
 from smedje.chat.control_tokens import MARK, reader_of_marks, spellings
 from smedje.chat.jinja_template import ChatTemplate, compile_chat_template
 from smedje.errors import InvalidRequest, Unavailable
@@ -79,6 +80,15 @@ class ChatTokenizer:
         """The texts that become one of `stop_ids` wherever they stand."""
         added = self.tokenizer.get_added_tokens_decoder()
         return tuple(added[number].content for number in self.stop_ids if number in added)
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """How calls of tools are written: the template's own way where it can be read back from decoded text."""
+        form = self.template.call_form
+        if form is None or not self.template.knows_tools:
+            return GENERIC
+        written = form.opening + form.middle + form.between + form.closing
+        return GENERIC if self.control_tokens.search(written) else form
 
     @cached_property
     def prepends_space(self) -> bool:

@@ -7,10 +7,11 @@ from typing import Any
 
 
 class FinishReason(StrEnum):
-    """Why generation ended: a stop token or string, the token limit, or a content filter."""
+    """Why generation ended: a stop token or string, the token limit, a call of a tool, or a content filter."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
     CONTENT_FILTER = "content_filter"
 
 
@@ -31,6 +32,28 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerFormat:
+    """Answers are JSON of this schema. strict: every keyword of it holds; otherwise those that can be enforced do."""
+
+    schema: Mapping[str, Any]
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """Functions that the model may call.
+
+    tools: in OpenAI's form. callable: names that may be called. required: whether the answer must be a call.
+    parallel: whether one answer may hold several calls.
+    """
+
+    tools: tuple[Mapping[str, Any], ...]
+    callable: tuple[str, ...]
+    required: bool = False
+    parallel: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatRequest:
     """One completion to make. messages are in OpenAI's message form. max_tokens None means up to the context.
 
@@ -43,4 +66,6 @@ class ChatRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
+    answer_format: AnswerFormat | None = None
+    tool_use: ToolUse | None = None
     prompt: str | tuple[int, ...] | None = None

@@ -4,6 +4,7 @@ Knows tokens and text; knows nothing of wire shapes. A completion is a stream of
 """
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,19 +15,21 @@ from pathlib import Path
 import anyio.to_thread
 import structlog
 
+from smedje import __version__
+from smedje.chat.grammar import answer_grammar
 from smedje.chat.template import render_prompt
 from smedje.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from smedje.domain.conversations import ChatRequest, FinishReason
 from smedje.domain.ids import USAGE, new_id
 from smedje.domain.projects import Principal
 from smedje.domain.usage import UsageRecord
-from smedje.errors import SmedjeError
+from smedje.errors import InvalidRequest, SmedjeError
 from smedje.modeling.folder import MANIFEST, installed_folder
 from smedje.services.admission import Admission, Admitted, ChatWork
 from smedje.services.catalog import ResolvedModel, resolve
-from smedje.services.chat_text import AnswerText, TokenText
+from smedje.services.chat_text import AnswerCalls, AnswerText, CallDelta, TokenText, joined
 from smedje.services.context import Context
-from smedje.serving.engine import GenerationRequest
+from smedje.serving.engine import GRAMMAR_REFUSED, GenerationRequest
 from smedje.serving.supervisor import EnginePool
 
 KEPT_TOKENIZERS = 8
@@ -51,6 +54,7 @@ class ChatDelta:
 
     index: int
     text: str = ""
+    calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[TokenText, ...] = ()
     finish: FinishReason | None = None
 
@@ -61,6 +65,7 @@ class ChatChoice:
 
     index: int
     text: str
+    calls: tuple[CallDelta, ...]
     logprobs: tuple[TokenText, ...]
     finish: FinishReason
 
@@ -71,19 +76,22 @@ class ChatAnswer:
 
     choices: tuple[ChatChoice, ...]
     usage: ChatUsage
+    fingerprint: str
 
 
 @dataclass(kw_only=True)
 class ChatStream:
     """A request under way. deltas: of all choices as they come; close it to cancel.
 
-    counts: completion tokens by choice. cached: prompt tokens that were not computed again, by choice.
+    counts: completion tokens by choice. cached: prompt tokens that were not computed again, by choice. fingerprint:
+    changes when the same seed may give another answer.
     """
 
     deltas: AsyncGenerator[ChatDelta, None]
     prompt_tokens: int
     counts: dict[int, int]
     cached: dict[int, int]
+    fingerprint: str
 
     @property
     def usage(self) -> ChatUsage:
@@ -104,10 +112,12 @@ class ChatStream:
                 choices[delta.index] = ChatChoice(
                     index=delta.index,
                     text=(known.text if known else "") + delta.text,
+                    calls=joined(known.calls if known else (), delta.calls),
                     logprobs=(known.logprobs if known else ()) + delta.logprobs,
                     finish=delta.finish or FinishReason.STOP,
                 )
-        return ChatAnswer(choices=tuple(choices[index] for index in sorted(choices)), usage=self.usage)
+        whole = tuple(choices[index] for index in sorted(choices))
+        return ChatAnswer(choices=whole, usage=self.usage, fingerprint=self.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,7 @@ class _Prepared:
     folder: Path
     tokenizer: ChatTokenizer
     tokens: tuple[int, ...]
+    grammar: str | None
     project: str
     admitted: Admitted
     counts: dict[int, int] = field(default_factory=dict)
@@ -144,12 +155,19 @@ class Chat:
         """
         prepared = await anyio.to_thread.run_sync(self._prepare, caller, request)
         deltas = self._counted(caller, prepared)
-        first = await anext(deltas)
+        try:
+            first = await anext(deltas)
+        except InvalidRequest as wrong:
+            if wrong.code != GRAMMAR_REFUSED:
+                raise
+            param = "tools" if request.answer_format is None else "response_format"
+            raise InvalidRequest(wrong.message, code=wrong.code, param=param) from wrong
         return ChatStream(
             deltas=_with_first(first, deltas),
             prompt_tokens=len(prepared.tokens),
             counts=prepared.counts,
             cached=prepared.cached,
+            fingerprint=_fingerprint(prepared.folder, prepared.resolved.adapter_key),
         )
 
     def warm_soon(self, base_model: str) -> None:
@@ -190,6 +208,7 @@ class Chat:
             folder=folder,
             tokenizer=tokenizer,
             tokens=tokens,
+            grammar=answer_grammar(request.answer_format, request.tool_use, tokenizer.call_form),
             project=caller.project.id,
             admitted=self._admission.admit(work),
         )
@@ -269,6 +288,8 @@ class Chat:
         request = prepared.request
         seed = request.sampling.seed
         text = AnswerText(prepared.tokenizer, stop=request.stop)
+        may_call = request.tool_use is not None and request.tool_use.callable
+        calls = AnswerCalls(prepared.tokenizer.call_form if may_call else None)
         generation = GenerationRequest(
             tokens=prepared.tokens,
             # The choices of one seeded request must differ from each other and be the same again tomorrow.
@@ -277,6 +298,7 @@ class Chat:
             adapter=prepared.resolved.adapter_key,
             stop_ids=frozenset(prepared.tokenizer.stop_ids),
             project=prepared.project,
+            grammar=prepared.grammar,
         )
         chunks = self._pool.generate(prepared.resolved.base_model, prepared.folder, generation)
         assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
@@ -293,19 +315,29 @@ class Chat:
                     piece, logprobs = piece + rest, logprobs + more
                 if text.stopped:
                     finish = FinishReason.STOP
-                if piece or logprobs or finish is not None:
-                    yield ChatDelta(index=index, text=piece, logprobs=logprobs, finish=finish)
+                piece, called = calls.feed(piece, last=finish is not None)
+                if finish is FinishReason.STOP and calls.any:
+                    finish = FinishReason.TOOL_CALLS
+                if piece or called or logprobs or finish is not None:
+                    yield ChatDelta(index=index, text=piece, calls=called, logprobs=logprobs, finish=finish)
                 if finish is not None:
                     return
 
 
 def _prompt(tokenizer: ChatTokenizer, request: ChatRequest) -> tuple[int, ...]:
     if request.prompt is None:
-        return tuple(render_prompt(tokenizer, request.messages))
+        tools = None if request.tool_use is None else request.tool_use.tools
+        return tuple(render_prompt(tokenizer, request.messages, tools=tools))
     if isinstance(request.prompt, str):
         # The caller writes the whole prompt, control tokens included; only what every text begins with is added.
         return tuple(tokenizer.tokenizer.encode(request.prompt).ids)
     return request.prompt
+
+
+def _fingerprint(folder: Path, adapter_key: str | None) -> str:
+    """Tells base model, adapter and this program apart."""
+    facts = (folder / MANIFEST).read_bytes() + f"{adapter_key} {__version__}".encode()
+    return f"fp_{hashlib.sha256(facts).hexdigest()[:12]}"
 
 
 def _shifted(seed: int, index: int) -> int:

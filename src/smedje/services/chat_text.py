@@ -4,14 +4,26 @@ Knows one answer; knows nothing of engines, requests or wire shapes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from smedje.chat.calls import CallForm, CallReader, Piece
 from smedje.chat.stream import IncrementalDecoder, StopStrings
 from smedje.chat.tokenizer import ChatTokenizer
+from smedje.domain.ids import CALL, new_id
 from smedje.serving.engine import TokenLogprob
 
 # JSON has no infinity; OpenAI's documents name this for a token that cannot come.
 LOWEST_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallDelta:
+    """More of a call of a tool. name: set on the call's first piece. id: the call's own, on every piece."""
+
+    index: int
+    id: str
+    name: str | None = None
+    arguments: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +96,40 @@ class AnswerText:
         # After another token, because some decoders drop the space before the first one.
         before = self._tokenizer.decode(self._anchor, skip_special=False)
         return self._tokenizer.decode([*self._anchor, token], skip_special=False)[len(before) :]
+
+
+class AnswerCalls:
+    """Tells the calls of one answer from its text while it grows. form: None where nothing may be called."""
+
+    def __init__(self, form: CallForm | None) -> None:
+        self._reader = None if form is None else CallReader(form)
+        self._ids: list[str] = []
+
+    @property
+    def any(self) -> bool:
+        """Whether a call has begun."""
+        return bool(self._ids)
+
+    def feed(self, text: str, *, last: bool) -> tuple[str, tuple[CallDelta, ...]]:
+        """The text and the calls that this piece of the answer makes certain. last: nothing more will come."""
+        if self._reader is None:
+            return text, ()
+        pieces = self._reader.feed(text) + (self._reader.finish() if last else [])
+        told = "".join(piece.text for piece in pieces if piece.call is None)
+        return told, tuple(self._delta(piece, piece.call) for piece in pieces if piece.call is not None)
+
+    def _delta(self, piece: Piece, index: int) -> CallDelta:
+        if piece.name is not None:
+            self._ids.append(new_id(CALL))
+        return CallDelta(index=index, id=self._ids[index], name=piece.name, arguments=piece.text)
+
+
+def joined(calls: Sequence[CallDelta], more: Sequence[CallDelta]) -> tuple[CallDelta, ...]:
+    """Whole calls so far, and what came of them since."""
+    found = {call.index: call for call in calls}
+    for piece in more:
+        known = found.get(piece.index)
+        if known is not None:
+            piece = replace(known, arguments=known.arguments + piece.arguments)
+        found[piece.index] = piece
+    return tuple(found[index] for index in sorted(found))

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from smedje.domain.conversations import FinishReason, Sampling
-from smedje.errors import InvalidRequest
+from smedje.errors import InvalidRequest, SmedjeError
+
+GRAMMAR_REFUSED = "grammar_refused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +16,7 @@ class GenerationRequest:
 
     tokens: the rendered prompt. adapter: object-storage prefix of a LoRA adapter, None for the base model.
     max_tokens: completion tokens at most, None for what the context leaves. stop_ids: tokens that end the text.
-    project: whose request it is; projects take turns.
+    project: whose request it is; projects take turns. grammar: what the text must be, in llguidance's dialect of Lark.
     """
 
     tokens: tuple[int, ...]
@@ -23,11 +25,13 @@ class GenerationRequest:
     adapter: str | None = None
     stop_ids: frozenset[int] = frozenset()
     project: str = ""
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """Natural-log probability of a chosen token and of the likeliest ones, before temperature, top_p and penalties."""
+    """Natural-log probability of a chosen token and of the likeliest ones, as the model gave them: before temperature,
+    top_p, penalties and grammar."""
 
     token: int
     logprob: float
@@ -51,7 +55,8 @@ class TokenChunk:
     """The next tokens of one completion; the last chunk of a completion carries finish and usage.
 
     stop_token: the token that ended the text when finish is `stop`; it is not among tokens and has no logprob.
-    logprobs: one per token when the request asked for them.
+    logprobs: one per token when the request asked for them. error: why the completion cannot go on, on a last chunk
+    without finish.
     """
 
     tokens: tuple[int, ...] = ()
@@ -59,6 +64,7 @@ class TokenChunk:
     finish: FinishReason | None = None
     stop_token: int | None = None
     usage: TokenCounts | None = None
+    error: SmedjeError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +100,8 @@ class Engine(Protocol):
     def add(self, request_id: int, request: GenerationRequest) -> None:
         """Queue a request under an id that is not in use. Loads the adapter if need be.
 
-        Raises InvalidRequest for a request that can never run, NotFound for an unknown adapter.
+        Raises InvalidRequest for a request that can never run or a grammar that cannot be enforced, NotFound for an
+        unknown adapter.
         """
 
     def cancel(self, request_id: int) -> None:

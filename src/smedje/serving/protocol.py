@@ -1,6 +1,7 @@
 """The lines between the API process and an engine process: one JSON object a line, one connection a completion.
 
-Client: {"op":"generate","tokens":[ids],"sampling":{...},"max_tokens":n,"stop_ids":[ids],"adapter":key,"project":id},
+Client: {"op":"generate","tokens":[ids],"sampling":{...},"max_tokens":n,"stop_ids":[ids],"adapter":key,"project":id,
+"grammar":text},
 or {"op":"ping"}.
 Engine: {"t":[ids],"lp":[...]} a step, then {"finish":"stop","stop":id,"usage":{}}, or {"t":[id],"finish":"length",..}
 when the token limit cut it; or one {"error":{...}}. A ping is answered with {"stats":{...}}. Closing the connection
@@ -42,6 +43,7 @@ class GenerateLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     adapter: str | None = None
     stop_ids: frozenset[int] = frozenset()
     project: str = ""
+    grammar: str | None = None
 
 
 class PingLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="ping"):
@@ -104,6 +106,7 @@ def line_of_request(request: GenerationRequest) -> GenerateLine:
         adapter=request.adapter,
         stop_ids=request.stop_ids,
         project=request.project,
+        grammar=request.grammar,
     )
 
 
@@ -116,6 +119,7 @@ def request_of_line(line: GenerateLine) -> GenerationRequest:
         adapter=line.adapter,
         stop_ids=line.stop_ids,
         project=line.project,
+        grammar=line.grammar,
     )
 
 

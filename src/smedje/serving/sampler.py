@@ -1,12 +1,14 @@
 """Chooses the next token from a row of logits. Knows temperature, top_p, penalties, seeds and log-probabilities.
 
-Refuses to know models and batches: a row is decided by its own logits and its own generator, so neighbours in a batch
-cannot change a draw. One uniform number is used per token, whatever the settings.
+Refuses to know models, batches and grammars: of a grammar it sees which tokens may come next. A row is decided by its
+own logits and its own generator, so neighbours in a batch cannot change a draw. One uniform number is used per token,
+whatever the settings.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ FIRST_CANDIDATES = 256
 CANDIDATES_GROWTH = 16
 FORBIDDEN = -100.0
 SEED_RANGE = 2**63
+# In a token's place: there is none.
+NO_TOKEN = -1
 
 
 class Sampler:
@@ -30,10 +34,13 @@ class Sampler:
         self._generators: dict[int, torch.Generator] = {}
 
     def choose(self, sequences: Sequence[TokenSequence], logits: Tensor) -> list[int]:
-        """Next token of each sequence; logits [R, V] in the same order."""
+        """Next token of each sequence; logits [R, V] in the same order.
+
+        A sequence whose grammar has become too complex gets NO_TOKEN.
+        """
         greedy: list[int] = logits.argmax(dim=-1).tolist()
         return [
-            greedy[row] if _is_plainly_greedy(sequence.request.sampling) else self._choose(sequence, logits[row])
+            greedy[row] if _is_plainly_greedy(sequence) else self._choose(sequence, logits[row])
             for row, sequence in enumerate(sequences)
         ]
 
@@ -42,12 +49,24 @@ class Sampler:
         self._generators.pop(sequence_id, None)
 
     def _choose(self, sequence: TokenSequence, logits: Tensor) -> int:
+        if sequence.constraint is None:
+            return self._draw(sequence, logits)
+        allowed = sequence.constraint.allowed()
+        if allowed is None:
+            return NO_TOKEN
+        token = self._draw(sequence, logits, forbidden=forbidden_tokens(allowed, logits))
+        sequence.constraint.accept(token)
+        return token
+
+    def _draw(self, sequence: TokenSequence, logits: Tensor, *, forbidden: Tensor | None = None) -> int:
         sampling = sequence.request.sampling
-        penalised = apply_penalties(apply_bias(logits, sampling), sampling, sequence.completion)
+        bent = apply_penalties(apply_bias(logits, sampling), sampling, sequence.completion)
+        if forbidden is not None:
+            bent = apply_grammar(bent, forbidden, otherwise=logits)
         if sampling.temperature < GREEDY_BELOW:
-            return int(penalised.argmax())
+            return int(bent.argmax())
         uniform = torch.rand((), generator=self._generator(sequence), dtype=torch.float64)
-        return draw(probabilities(penalised, temperature=sampling.temperature, top_p=sampling.top_p), float(uniform))
+        return draw(probabilities(bent, temperature=sampling.temperature, top_p=sampling.top_p), float(uniform))
 
     def _generator(self, sequence: TokenSequence) -> torch.Generator:
         generator = self._generators.get(sequence.id)
@@ -61,9 +80,23 @@ class Sampler:
         return generator
 
 
-def _is_plainly_greedy(sampling: Sampling) -> bool:
+def _is_plainly_greedy(sequence: TokenSequence) -> bool:
+    sampling = sequence.request.sampling
     bent = sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias
-    return sampling.temperature < GREEDY_BELOW and not bent
+    return sampling.temperature < GREEDY_BELOW and not bent and sequence.constraint is None
+
+
+def forbidden_tokens(allowed: bytes, logits: Tensor) -> Tensor:
+    """[V] true where a token may not come; allowed has one bit a token, the lowest first, for at least V tokens."""
+    bits = np.unpackbits(np.frombuffer(allowed, dtype=np.uint8), count=logits.numel(), bitorder="little")
+    return torch.from_numpy(bits == 0).to(logits.device)
+
+
+def apply_grammar(logits: Tensor, forbidden: Tensor, *, otherwise: Tensor) -> Tensor:
+    """Logits [V] with -inf for forbidden tokens. Where a bias forbids all that the grammar allows, the grammar holds,
+    and the bias does not: the logits are then those of `otherwise` [V]."""
+    kept = logits.masked_fill(forbidden, -torch.inf)
+    return kept if bool(kept.max() > -torch.inf) else otherwise.masked_fill(forbidden, -torch.inf)
 
 
 def apply_bias(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -118,7 +151,7 @@ def draw(chances: Tensor, uniform: float) -> int:
 def logprobs(logits: Tensor, tokens: Sequence[int], wanted: Mapping[int, int]) -> dict[int, TokenLogprob]:
     """Log-probabilities of chosen tokens for the rows in `wanted` (row -> how many likeliest tokens to list).
 
-    logits [R, V] as the model gave them: temperature, top_p and penalties do not show, as in OpenAI's API.
+    logits [R, V] as the model gave them: temperature, top_p, penalties and grammar do not show.
     """
     found: dict[int, TokenLogprob] = {}
     for row, count in wanted.items():

@@ -1,9 +1,20 @@
 """One request on its way: its tokens and how many of them the model has seen. Knows no tensors and no schedule."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from smedje.domain.conversations import FinishReason
 from smedje.serving.engine import GenerationRequest, TokenCounts
+
+
+class Constraint(Protocol):
+    """Which tokens may come next, one completion's own."""
+
+    def allowed(self) -> bytes | None:
+        """One bit a token, the lowest bit first; None once the grammar has become too complex to go on."""
+
+    def accept(self, token: int) -> None:
+        """Go on after a token that was allowed."""
 
 
 class Sequence:
@@ -11,12 +22,16 @@ class Sequence:
 
     tokens: prompt and completion. computed: tokens whose keys and values are in the cache, always the first ones.
     limit: most tokens that it may ever hold. reused: prompt tokens whose keys and values were taken over when it began.
-    preempted: whether it lost its places and waits for new ones; it loses nothing else.
+    preempted: whether it lost its places and waits for new ones; it loses nothing else. constraint: where its text
+    stands in the request's grammar.
     """
 
-    def __init__(self, sequence_id: int, request: GenerationRequest, *, context: int) -> None:
+    def __init__(
+        self, sequence_id: int, request: GenerationRequest, *, context: int, constraint: Constraint | None = None
+    ) -> None:
         self.id = sequence_id
         self.request = request
+        self.constraint = constraint
         self.tokens = list(request.tokens)
         self.computed = 0
         self.reused: int | None = None

@@ -99,6 +99,8 @@ class EngineServer:
         try:
             await asyncio.to_thread(self._engine.add, request_id, request)
             while (chunk := await queue.get()) is not None:
+                if chunk.error is not None:
+                    raise chunk.error
                 writer.write(encode_line(line_of_chunk(chunk)))
                 await writer.drain()
                 if chunk.finish is not None:

@@ -12,15 +12,24 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from smedje.domain.conversations import FinishReason
-from smedje.errors import Unavailable
+from smedje.errors import InvalidRequest, Unavailable
 from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.adapters import AdapterCache
-from smedje.serving.engine import Delivery, EngineStats, GenerationRequest, TokenChunk, TokenLogprob, check_request
+from smedje.serving.engine import (
+    GRAMMAR_REFUSED,
+    Delivery,
+    EngineStats,
+    GenerationRequest,
+    TokenChunk,
+    TokenLogprob,
+    check_request,
+)
+from smedje.serving.grammar import Grammars
 from smedje.serving.kv_cache import KVCache
 from smedje.serving.runner import Runner
-from smedje.serving.sampler import Sampler, logprobs
+from smedje.serving.sampler import NO_TOKEN, Sampler, logprobs
 from smedje.serving.scheduler import Scheduler
-from smedje.serving.sequence import Chunk
+from smedje.serving.sequence import Chunk, Constraint
 from smedje.serving.sequence import Sequence as TokenSequence
 
 
@@ -47,13 +56,19 @@ class EngineLimits:
 
 
 class TorchEngine:
-    """An Engine. `add` and `cancel` leave notes for the next step to read; the rest belongs to the step's thread."""
+    """An Engine. `add` and `cancel` leave notes for the next step to read; the rest belongs to the step's thread.
 
-    def __init__(self, model: CausalDecoder, adapters: AdapterCache, limits: EngineLimits) -> None:
+    grammars: what compiles the grammars of requests; without it requests with one are refused.
+    """
+
+    def __init__(
+        self, model: CausalDecoder, adapters: AdapterCache, limits: EngineLimits, *, grammars: Grammars | None = None
+    ) -> None:
         weight = model.weight(model.slots[0].site)
         self._limits = limits
         self._vocabulary = model.shape.vocab_size
         self._adapters = adapters
+        self._grammars = grammars
         self._cache = KVCache(
             model.shape,
             capacity=limits.token_capacity,
@@ -80,11 +95,14 @@ class TorchEngine:
     def add(self, request_id: int, request: GenerationRequest) -> None:
         """See Engine.add."""
         check_request(request, context=self._limits.context, vocabulary=self._vocabulary)
+        constraint = self._constraint(request)
         if request.adapter is not None:
             self._adapters.acquire(request.adapter)
         with self._notes:
             if not self._closed:
-                self._arrived.append(TokenSequence(request_id, request, context=self._limits.context))
+                self._arrived.append(
+                    TokenSequence(request_id, request, context=self._limits.context, constraint=constraint)
+                )
                 self._notes.notify()
                 return
         if request.adapter is not None:
@@ -133,6 +151,13 @@ class TorchEngine:
             self._closed = True
             self._notes.notify()
 
+    def _constraint(self, request: GenerationRequest) -> Constraint | None:
+        if request.grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("This engine cannot hold answers to a grammar.", code=GRAMMAR_REFUSED)
+        return self._grammars.begin(request.grammar, request.stop_ids)
+
     def _read_notes(self) -> None:
         with self._notes:
             arrived, cancelled = list(self._arrived), self._cancelled
@@ -153,6 +178,23 @@ class TorchEngine:
 
     def _take_tokens(self, sequences: Sequence[TokenSequence], logits: Tensor) -> list[Delivery]:
         tokens = self._sampler.choose(sequences, logits)
+        failed = [row for row, token in enumerate(tokens) if token == NO_TOKEN]
+        if failed:
+            deliveries = [self._give_up(sequences[row]) for row in failed]
+            rest = [row for row in range(len(tokens)) if row not in failed]
+            return deliveries + self._deliver(
+                [sequences[row] for row in rest], [tokens[row] for row in rest], logits[rest]
+            )
+        return self._deliver(sequences, tokens, logits)
+
+    def _give_up(self, sequence: TokenSequence) -> Delivery:
+        self._forget(sequence)
+        error = InvalidRequest(
+            "The schema is too complex to go on with this answer. Use a simpler one.", code="grammar_too_complex"
+        )
+        return Delivery(request_id=sequence.id, chunk=TokenChunk(error=error))
+
+    def _deliver(self, sequences: Sequence[TokenSequence], tokens: Sequence[int], logits: Tensor) -> list[Delivery]:
         self._generated += len(tokens)
         asked = [sequence.request.sampling.top_logprobs for sequence in sequences]
         known = logprobs(logits, tokens, {row: count for row, count in enumerate(asked) if count is not None})

@@ -20,6 +20,7 @@ from smedje.modeling.load import load_decoder
 from smedje.modeling.transformer import CausalDecoder, Decoder
 from smedje.objects.store import open_objects
 from smedje.serving.adapters import AdapterCache
+from smedje.serving.grammar import Grammars
 from smedje.serving.kv_cache import bytes_per_token
 from smedje.serving.server import EngineServer
 from smedje.serving.torch_engine import EngineLimits, TorchEngine
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_decoder(options.model_folder)
     model.pack()
     adapters = AdapterCache(model, open_objects(options.objects), folder=options.cache, capacity=MAX_ADAPTERS)
-    asyncio.run(_serve(TorchEngine(model, adapters, limits_for(model)), options))
+    grammars = Grammars(options.model_folder / "tokenizer.json", vocabulary=model.shape.vocab_size)
+    asyncio.run(_serve(TorchEngine(model, adapters, limits_for(model), grammars=grammars), options))
     return 0
 
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from smedje.api import completion_wire
 from smedje.api.auth import CanChat, CanReadDeployments
-from smedje.api.chat_wire import ChatBody, ChatCompletion, answer
+from smedje.api.chat_body import ChatBody
+from smedje.api.chat_wire import ChatCompletion, answer
 from smedje.api.errors import from_validation
 from smedje.api.state import Chatting, Using
 from smedje.domain.deployments import Deployment

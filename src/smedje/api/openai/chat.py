@@ -5,7 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from smedje.api.auth import CanChat
-from smedje.api.chat_wire import ChatBody, ChatCompletion, answer
+from smedje.api.chat_body import ChatBody
+from smedje.api.chat_wire import ChatCompletion, answer
 from smedje.api.state import Chatting
 
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
