@@ -25,6 +25,7 @@ from smedje.training.spec import DataSpec, LoraSpec, ObjectiveSpec
 
 LENGTHS = (13, 4, 21)
 DOCUMENTS = random_documents(LENGTHS)
+NOISE = ObjectiveSpec(neftune_alpha=5.0)
 DORA = LoraSpec(rank=4, alpha=8.0, dora=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -148,7 +149,7 @@ def test_every_step_loses_what_peft_loses(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"lora": LoraSpec(rank=4, alpha=8.0, dora=True, dropout=0.1)}])
 def test_dora_and_noise_resume_exactly(place: Bench, changes: dict[str, Any]) -> None:
     """A run that stops and goes on ends with the bytes of one that did not, with noise, and with dropout too."""
-    here = place.with_spec(neftune_alpha=5.0, **changes)
+    here = place.with_spec(objective=NOISE, **changes)
     _, straight = here.train()
     folder = here.folder(f"run-{len(changes)}")
     job, first = here.prepare()
@@ -181,10 +182,11 @@ def test_noise_has_its_size_and_depends_on_the_row_alone() -> None:
 def test_noise_acts_on_training_steps_alone(place: Bench) -> None:
     """Step zero is the base model as ever, training differs with the size, and micro-batches change only rounding."""
     short = place.with_spec(max_steps=3, share_prefixes=False)
-    plain, small, large = (short.with_spec(neftune_alpha=alpha).train()[0] for alpha in (0.0, 1.0, 5.0))
+    sizes = [short.with_spec(objective=ObjectiveSpec(neftune_alpha=alpha)) for alpha in (0.0, 1.0, 5.0)]
+    plain, small, large = (one.train()[0] for one in sizes)
     assert plain[0].full_valid_loss == small[0].full_valid_loss == large[0].full_valid_loss
     assert len({records[1].train_loss for records in (plain, small, large)}) == 3
-    pieces = short.with_spec(neftune_alpha=5.0, micro_batch_tokens=64).train()[0]
+    pieces = short.with_spec(objective=NOISE, micro_batch_tokens=64).train()[0]
     assert pieces[1].train_loss == pytest.approx(large[1].train_loss, rel=1e-5)
 
 
@@ -196,7 +198,10 @@ def test_noise_reaches_classifiers_and_foreign_models(place: Bench, tmp_path: Pa
         objective=ObjectiveSpec(kind="classification"),
         max_steps=1,
     )
-    assert classes.with_spec(neftune_alpha=5.0).train()[0][1].train_loss != classes.train()[0][1].train_loss
+    assert (
+        classes.with_spec(objective=ObjectiveSpec(kind="classification", neftune_alpha=5.0)).train()[0][1].train_loss
+        != classes.train()[0][1].train_loss
+    )
     make_reference("gemma3", tmp_path / "base")
     decoder = load_decoder(tmp_path / "base")
     tokens, positions = flat(DOCUMENTS)

@@ -1,7 +1,9 @@
 """The `smedje` options: each reaches the spec of the run, none is ignored beside another, all are documented."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "loss": ("focal", {}),
     "label_smoothing": (0.3, {"loss": "label_smoothing"}),
     "focal_gamma": (1.0, {"loss": "focal"}),
+    "class_weights": ("balanced", {}),
     "optimizer": ("adam", {}),
     "beta1": (0.5, {}),
     "beta2": (0.5, {}),
@@ -65,6 +68,10 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+# Options that belong to one method.
+METHOD_OF = {"class_weights": "classification"}
+
+
 @pytest.fixture
 def ctx(database: Database, tmp_path: Path) -> Context:
     """A context with the tiny base model installed."""
@@ -73,7 +80,7 @@ def ctx(database: Database, tmp_path: Path) -> Context:
     return Context(database=database, objects=objects, home=tmp_path, now=lambda: 1000.0)
 
 
-def spec_of(ctx: Context, *option_sets: dict[str, Any]) -> list[TrainingSpec]:
+def spec_of(ctx: Context, *option_sets: dict[str, Any], methods: Sequence[str] = ()) -> list[TrainingSpec]:
     """The specs that jobs with these options get."""
     with ctx.database.transaction() as tx:
         project = add_project(tx)
@@ -90,7 +97,10 @@ def spec_of(ctx: Context, *option_sets: dict[str, Any]) -> list[TrainingSpec]:
         file_rows.insert_file(tx, file)
     request = JobRequest(model=TINY, base_model=TINY, training_file=file.id)
     job = FineTuningJob(id="ftjob-1", project_id=project.id, request=request, status=JobStatus.QUEUED, created_at=1000)
-    jobs = [replace(job, request=replace(request, options=options)) for options in option_sets]
+    jobs = [
+        replace(job, request=replace(request, options=options, method=method))
+        for options, method in zip(option_sets, methods or repeat("supervised"), strict=False)
+    ]
     return [build_spec(ctx, one, Origin(base_model=TINY), threads=1, earlier_runs=()) for one in jobs]
 
 
@@ -98,7 +108,8 @@ def test_every_option_reaches_the_run(ctx: Context) -> None:
     """Each option changes the spec that the worker reads, and nothing stays without a value in this test."""
     assert VALUES.keys() == set(TrainingOptions.__struct_fields__)
     sets = [options for name, (value, beside) in VALUES.items() for options in (beside, {**beside, name: value})]
-    specs = spec_of(ctx, *sets)
+    methods = [METHOD_OF.get(name, "supervised") for name in VALUES for _ in range(2)]
+    specs = spec_of(ctx, *sets, methods=methods)
     for name, without, with_it in zip(VALUES, specs[0::2], specs[1::2], strict=True):
         assert without != with_it, f"{name} changes nothing"
 

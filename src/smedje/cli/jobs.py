@@ -42,6 +42,7 @@ class Method(StrEnum):
 
     SUPERVISED = "supervised"
     DPO = "dpo"
+    CLASSIFICATION = "classification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def create(
     validation_file: Annotated[
         str | None, typer.Option("--validation-file", help="Held-out data: a path or a file id.")
     ] = None,
-    method: Annotated[Method, typer.Option("--method", help="Chat examples, or preference pairs.")] = Method.SUPERVISED,
+    method: Annotated[Method, typer.Option("--method", help="How to train.")] = Method.SUPERVISED,
     beta: Annotated[str, typer.Option("--beta", help="Of dpo: how close to stay to the start, or auto.")] = "auto",
     suffix: Annotated[str | None, typer.Option("--suffix", help="Part of the fine-tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,

@@ -10,6 +10,10 @@ from enum import StrEnum
 
 from smedje.errors import InvalidRequest
 
+# Beside a tuned model's adapter, or in its place: a classifier's head and labels, all weights of a full tuning.
+HEAD_FILE = "classifier.safetensors"
+LABELS_FILE = "classifier.json"
+FULL_WEIGHTS_FILE = "model.safetensors"
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\Z")
 SUFFIX_PATTERN = re.compile(r"[A-Za-z0-9_.-]{0,64}\Z")
 FINE_TUNED_PATTERN = re.compile(

@@ -11,12 +11,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from smedje.errors import InvalidRequest, SmedjeError
+from smedje.errors import InvalidRequest, SmedjeError, UnsupportedField
 from smedje.modeling.adapter import load_adapter
+from smedje.modeling.classifier import load_head
 from smedje.modeling.export_gguf import write_gguf
 from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import merged_state
@@ -36,17 +39,21 @@ TEXT_FILES = (
 def export_merged(base: Path, adapter: Path | None, out: Path, *, dtype: str = "f32") -> None:
     """Write base plus adapter into the folder `out`, which must not exist or be empty.
 
-    W + scale * B A is summed in fp32 and rounded once to `dtype`. Raises InvalidRequest for files that do not fit.
+    W + scale * B A is summed in fp32 and rounded once to `dtype`. With a classifier's head the folder is a sequence
+    classifier of transformers. Raises InvalidRequest for files that do not fit.
     """
     if out.exists() and any(out.iterdir()):
         raise InvalidRequest(f"{out} is not empty. Name a folder that does not exist.", code="target_not_empty")
     decoder = load_decoder(base)
-    state = decoder.export_state() if adapter is None else merged_state(decoder, *load_adapter(adapter))
+    state = dict(decoder.export_state()) if adapter is None else merged_state(decoder, *load_adapter(adapter))
     out.mkdir(parents=True, exist_ok=True)
     for name in TEXT_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
     config = json.loads((base / "config.json").read_bytes())
+    classifier = None if adapter is None else load_head(adapter)
+    if classifier is not None:
+        _make_classifier(state, config, *classifier)
     config.pop("dtype", None)
     config["torch_dtype"] = str(TYPES[dtype]).removeprefix("torch.")
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -62,6 +69,8 @@ def export_gguf(base: Path, adapter: Path | None, out: Path, *, dtype: str = "f1
     """
     if out.exists():
         raise InvalidRequest(f"{out} exists. Name a file that does not.", code="target_not_empty")
+    if adapter is not None and load_head(adapter) is not None:
+        raise UnsupportedField("GGUF has no place for a classifier's head. Export it as merged.", param="format")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         merged = Path(folder) / "merged"
@@ -70,6 +79,16 @@ def export_gguf(base: Path, adapter: Path | None, out: Path, *, dtype: str = "f1
         write_gguf(merged, partial, half=dtype == "f16", name=name)
         partial.rename(out)
     (out.parent / "Modelfile").write_text(_modelfile(base, out.name), encoding="utf-8")
+
+
+def _make_classifier(state: dict[str, Tensor], config: dict[str, Any], head: Tensor, labels: Sequence[str]) -> None:
+    """Put the head in the place of the output layer, as transformers' ...ForSequenceClassification has it."""
+    state.pop("lm_head.weight", None)
+    state["score.weight"] = head
+    kinds = config.get("architectures") or []
+    config["architectures"] = [kind.replace("ForCausalLM", "ForSequenceClassification") for kind in kinds]
+    config["id2label"] = dict(enumerate(labels))
+    config["label2id"] = {name: number for number, name in enumerate(labels)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

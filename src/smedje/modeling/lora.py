@@ -8,7 +8,6 @@ input and output.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
 from smedje.modeling.dora import magnitude_name, row_norms, site_gains
-from smedje.modeling.products import frozen_linear, product
+from smedje.modeling.low_rank import AddLowRank, spread
+from smedje.modeling.products import frozen_linear
 from smedje.modeling.transformer import CausalDecoder
 
 __all__ = [
@@ -161,7 +161,7 @@ class TrainableLora(nn.Module):
         """scale * B A x of a site's parts written into y."""
         spans = tuple((part.slot.start, part.slot.stop) for part in parts)
         factors = [part.A for part in parts] + [part.B for part in parts]
-        added: Tensor = _AddLowRank.apply(y, x, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
+        added: Tensor = AddLowRank.apply(y, x, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
         return added
 
     def weights(self) -> dict[str, Tensor]:
@@ -238,65 +238,24 @@ def check_names(own: Iterable[str], given: Iterable[str]) -> None:
         )
 
 
-class _AddLowRank(torch.autograd.Function):
-    """y += scale * (x A^T) B^T in place, for all parts of a site at once; saves x and the rank-wide x A^T alone.
-
-    The parts' A are stacked [n * rank, in] and their B stand in their own rows and columns of one [out, n * rank]: n
-    times the arithmetic of the thin products, in a quarter of the calls and without gaps between rows.
-    y comes first because autograd takes the first input for the one written to where y is a view.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, x: Tensor, scale: float, spans: tuple[tuple[int, int], ...], *factors: Tensor
-    ) -> Tensor:
-        narrow = product(x, _stacked(factors[: len(spans)], x.dtype))
-        y.add_(product(narrow, _spread(factors[len(spans) :], spans, y)), alpha=scale)
-        ctx.mark_dirty(y)
-        ctx.save_for_backward(x, narrow, *factors)
-        ctx.scale, ctx.spans = scale, spans
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dy, spans = grads[0], ctx.spans
-        x, narrow, *factors = ctx.saved_tensors
-        rank = factors[0].shape[0]
-        d_narrow = product(dy, _spread(factors[len(spans) :], spans, dy).T).mul_(ctx.scale)
-        d_spread = product(narrow.T, dy.T).mul_(ctx.scale)
-        d_ups = [
-            d_spread[index * rank : (index + 1) * rank, start:stop].T.to(factors[0].dtype).contiguous()
-            for index, (start, stop) in enumerate(spans)
-        ]
-        d_downs = torch.split(product(d_narrow.T, x.T).to(factors[0].dtype), rank)
-        dx = product(d_narrow, _stacked(factors[: len(spans)], x.dtype).T) if ctx.needs_input_grad[1] else None
-        return dy, dx, None, None, *d_downs, *d_ups
-
-
-def _stacked(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return (downs[0] if len(downs) == 1 else torch.cat(list(downs))).to(dtype)
-
-
-def _spread(ups: Sequence[Tensor], spans: Sequence[tuple[int, int]], y: Tensor) -> Tensor:
-    """The parts' B in their own rows and columns of one [out, n * rank], in y's type; zero elsewhere."""
-    if len(ups) == 1 and spans[0] == (0, y.shape[1]):
-        return ups[0].to(y.dtype)
-    rank = ups[0].shape[1]
-    spread = y.new_zeros(y.shape[1], len(ups) * rank)
-    for index, ((start, stop), up) in enumerate(zip(spans, ups, strict=True)):
-        spread[start:stop, index * rank : (index + 1) * rank] = up
-    return spread
-
-
 class ServedAdapter:
     """A finished adapter laid out for a decoder's fused sites, in the decoder's type and on its device. Immutable.
 
     Per site: A of all parts stacked [n * rank, in], and B [out, n * rank] with each part in its own rows and columns,
     already scaled, so that a site costs two thin products. With DoRA B carries the gains too, and `gains` has for each
-    site what the base model's output is multiplied with and what is added, [out] each (None without a bias).
+    site what the base model's output is multiplied with and what is added, [out] each (None without a bias). head: a
+    classifier's [K, H] (classifier.py), None for a chat model.
     """
 
-    def __init__(self, decoder: CausalDecoder, weights: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    def __init__(
+        self,
+        decoder: CausalDecoder,
+        weights: Mapping[str, Tensor],
+        config: AdapterConfig,
+        *,
+        head: Tensor | None = None,
+    ) -> None:
+        self.head = head
         slots = adapted_slots(decoder.slots, config)
         check_names(tensor_names(slots, config), weights)
         self.gains: dict[Site, tuple[Tensor, Tensor | None]] = {}
@@ -308,7 +267,7 @@ class ServedAdapter:
             base = decoder.weight(site)
             ups = [weights[weight_names(slot)[1]].to(base.device) for slot in parts]
             spans = [(slot.start, slot.stop) for slot in parts]
-            up = _spread(ups, spans, torch.empty(0, base.shape[0], device=base.device))
+            up = spread(ups, spans, torch.empty(0, base.shape[0], device=base.device))
             down = torch.cat([weights[weight_names(slot)[0]] for slot in parts])
             if config.dora:
                 found = [(slot, _gain(decoder, slot, weights, config)) for slot in parts]

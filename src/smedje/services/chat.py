@@ -28,6 +28,7 @@ from smedje.modeling.folder import MANIFEST, installed_folder
 from smedje.services.admission import Admission, Admitted, ChatWork
 from smedje.services.catalog import ResolvedModel, resolve
 from smedje.services.chat_text import AnswerCalls, AnswerText, CallDelta, TokenText, joined
+from smedje.services.classifiers import LabelText, classifying, labels_of
 from smedje.services.context import Context
 from smedje.serving.engine import GRAMMAR_REFUSED, GenerationRequest
 from smedje.serving.supervisor import EnginePool
@@ -122,12 +123,16 @@ class ChatStream:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A request with everything that generation needs. counts, cached: shared with the stream that is handed out."""
+    """A request with everything that generation needs. labels: of a classifier, else empty.
+
+    counts, cached: shared with the stream that is handed out.
+    """
 
     request: ChatRequest
     resolved: ResolvedModel
     folder: Path
     tokenizer: ChatTokenizer
+    labels: tuple[str, ...]
     tokens: tuple[int, ...]
     grammar: str | None
     project: str
@@ -191,6 +196,8 @@ class Chat:
 
     def _prepare(self, caller: Principal, request: ChatRequest) -> _Prepared:
         resolved = resolve(self._ctx, caller.project.id, request.model)
+        labels = labels_of(self._ctx, resolved.adapter_key)
+        request = classifying(request) if labels else request
         folder = installed_folder(self._ctx.home, resolved.base_model)
         tokenizer = self.tokenizer(folder)
         tokens = _prompt(tokenizer, request)
@@ -207,6 +214,7 @@ class Chat:
             resolved=resolved,
             folder=folder,
             tokenizer=tokenizer,
+            labels=labels,
             tokens=tokens,
             grammar=answer_grammar(request.answer_format, request.tool_use, tokenizer.call_form),
             project=caller.project.id,
@@ -287,7 +295,8 @@ class Chat:
         """One choice; its last delta carries the finish reason."""
         request = prepared.request
         seed = request.sampling.seed
-        text = AnswerText(prepared.tokenizer, stop=request.stop)
+        labels = prepared.labels
+        text = LabelText(labels) if labels else AnswerText(prepared.tokenizer, stop=request.stop)
         may_call = request.tool_use is not None and request.tool_use.callable
         calls = AnswerCalls(prepared.tokenizer.call_form if may_call else None)
         generation = GenerationRequest(
@@ -296,7 +305,8 @@ class Chat:
             sampling=request.sampling if seed is None else replace(request.sampling, seed=_shifted(seed, index)),
             max_tokens=request.max_tokens,
             adapter=prepared.resolved.adapter_key,
-            stop_ids=frozenset(prepared.tokenizer.stop_ids),
+            # A classifier's answer is the number of a label, which may be that of any token.
+            stop_ids=frozenset() if labels else frozenset(prepared.tokenizer.stop_ids),
             project=prepared.project,
             grammar=prepared.grammar,
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import Connection
 
-from smedje.data.preference import is_preference_file
+from smedje.data.forms import METHODS, NAMES, form_of
 from smedje.domain.catalog import TrainingLimits
 from smedje.domain.files import File, FilePurpose, FileStatus
 from smedje.domain.ids import JOB, new_id
@@ -20,6 +20,7 @@ from smedje.services import files as file_service
 from smedje.services import quotas
 from smedje.services.audit import record_in
 from smedje.services.catalog import resolve_origin, training_limits
+from smedje.services.classifiers import labels_of
 from smedje.services.context import Context
 from smedje.services.job_request import (
 from smedje.services.job_ends import moved
@@ -81,6 +82,13 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
     except NotFound as problem:
         # The address exists, a field of the body is wrong: 400, where the same problem in a path is 404.
         raise InvalidRequest(problem.message, code=problem.code, param="model") from None
+    if draft.method != "classification" and labels_of(ctx, origin.adapter_key):
+        raise InvalidRequest(
+            f"{draft.model} is a classifier; the method {draft.method} cannot go on with it. Use classification, or "
+            "start from a chat model.",
+            code="wrong_model_kind",
+            param="model",
+        )
     limits: TrainingLimits = training_limits(origin.base_model)
     where = "hyperparameters" if draft.legacy_form else f"method.{draft.method}.hyperparameters"
     hyperparameters = check_hyperparameters(draft.hyperparameters, limits, where, method=draft.method)
@@ -197,11 +205,10 @@ def _is_paused(tx: Connection, job: FineTuningJob) -> None:
 
 def _check_form(ctx: Context, file: File, param: str, *, method: str) -> None:
     """Raises InvalidRequest when the file's rows are for another method."""
-    pairs = is_preference_file(file_service.local_bytes(ctx, file))
-    if pairs != (method == "dpo"):
-        has, wanted = ("preference pairs", "chat examples") if pairs else ("chat examples", "preference pairs")
+    form, wanted = form_of(file_service.local_bytes(ctx, file)), METHODS[method]
+    if form != wanted:
         raise InvalidRequest(
-            f"{param}: {file.id} holds {has}; the method {method} needs {wanted}.",
+            f"{param}: {file.id} holds {NAMES[form]}; the method {method} needs {NAMES[wanted]}.",
             code="wrong_data_form",
             param=param,
         )

@@ -12,10 +12,15 @@ from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.training.from_options import RATED
 from smedje.training.options import TrainingOptions, options_to_dict, parse_options
 
-METHODS = ("supervised", "dpo")
-KNOWN_METHODS = ("supervised", "dpo", "reinforcement")
+METHODS = ("supervised", "dpo", "classification")
+KNOWN_METHODS = (*METHODS, "reinforcement")
+METHOD_NAMES = "supervised, dpo or classification"
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-METHOD_HYPERPARAMETERS = {"supervised": HYPERPARAMETERS, "dpo": (*HYPERPARAMETERS, "beta")}
+METHOD_HYPERPARAMETERS = {
+    "supervised": HYPERPARAMETERS,
+    "dpo": (*HYPERPARAMETERS, "beta"),
+    "classification": HYPERPARAMETERS,
+}
 LARGEST_BETA = 2.0
 LARGEST_SEED = 2_147_483_647
 MOST_METADATA = 16
@@ -46,12 +51,12 @@ def check_method(method: str) -> None:
         return
     if method in KNOWN_METHODS:
         raise UnsupportedField(
-            f"The method {method!r} is not offered. Use supervised or dpo.",
+            f"The method {method!r} is not offered. Use {METHOD_NAMES}.",
             code="unsupported_method",
             param="method.type",
         )
     raise InvalidRequest(
-        f"There is no method {method[:60]!r}. Use supervised or dpo.", code="invalid_value", param="method.type"
+        f"There is no method {method[:60]!r}. Use {METHOD_NAMES}.", code="invalid_value", param="method.type"
     )
 
 
@@ -184,6 +189,12 @@ def check_method_options(given: Mapping[str, Any], *, method: str, validation_fi
             "smedje.neftune_alpha is not offered beside the method dpo, whose reference must see the same inputs.",
             code="conflicting_fields",
             param="smedje.neftune_alpha",
+        )
+    if method != "classification" and options.class_weights is not None:
+        raise InvalidRequest(
+            f"smedje.class_weights has no meaning beside the method {method}. It belongs to classification.",
+            code="conflicting_fields",
+            param="smedje.class_weights",
         )
     watches = options.checkpoint == "best" or options.early_stopping_patience is not None
     if options.validation_fraction == 0 and not validation_file and (watches or options.eval_every_steps):

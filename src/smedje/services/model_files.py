@@ -9,18 +9,20 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from smedje.domain.catalog import HEAD_FILE, LABELS_FILE
 from smedje.domain.jobs import Checkpoint, FineTuningJob
 from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest, NotFound
 from smedje.modeling.folder import is_complete, model_folder
 from smedje.services.certificate import check_certificate
+from smedje.services.classifiers import labels_of
 from smedje.services.context import Context
 from smedje.store import catalog as model_rows
 from smedje.store import files as file_rows
 from smedje.store import jobs as job_rows
 
 CARD = "README.md"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS_FILE, HEAD_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class _Source:
     job: FineTuningJob | None
     checkpoint: Checkpoint | None
     digests: dict[str, str]
+    labels: tuple[str, ...] = ()
 
 
 def list_model_files(ctx: Context, project: Project, name: str) -> tuple[str, list[ModelFile]]:
@@ -87,7 +90,16 @@ def _source(ctx: Context, project: Project, name: str) -> _Source:
         key, base, step = checkpoint.key, job.request.base_model, checkpoint.step
     else:
         raise NotFound(f"There is no model {name[:100]!r} in this project.", code="model_not_found", param="model")
-    return _Source(name=name, key=key, base_model=base, step=step, job=job, checkpoint=checkpoint, digests=digests)
+    return _Source(
+        name=name,
+        key=key,
+        base_model=base,
+        step=step,
+        job=job,
+        checkpoint=checkpoint,
+        digests=digests,
+        labels=labels_of(ctx, key),
+    )
 
 
 def _digests(tx: Connection, project: Project, job: FineTuningJob) -> dict[str, str]:
@@ -104,7 +116,7 @@ def _card(source: _Source) -> bytes:
         "---",
         f"base_model: {source.base_model}",
         "library_name: peft",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-classification' if source.labels else 'text-generation'}",
         "tags: [lora, smedje]",
         "---",
         "",
@@ -113,6 +125,9 @@ def _card(source: _Source) -> bytes:
         f"A LoRA adapter for `{source.base_model}`, taken after step {source.step}.",
         "",
     ]
+    if source.labels:
+        names = ", ".join(f"`{name}`" for name in source.labels)
+        lines += [f"A classifier: its head reads the last token of a prompt. Labels: {names}.", ""]
     if source.digests:
         lines += ["## Data", "", "| file | SHA-256 |", "|---|---|"]
         lines += [f"| {label} | `{digest}` |" for label, digest in source.digests.items()] + [""]

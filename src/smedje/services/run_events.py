@@ -36,11 +36,23 @@ COLUMNS = (
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
 )
-# Columns that only preference training has; a results file has those that were measured.
+# Columns that only some methods have; a results file has those that were measured.
 MORE_COLUMNS = tuple(
     f"{part}_{figure}"
     for part in ("train", "valid", "full_valid")
-    for figure in ("reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
+    for figure in ("reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward", "accuracy", "macro_f1")
+)
+# How the step went: the same in every method.
+PACE_COLUMNS = (
+    "learning_rate",
+    "grad_norm",
+    "labelled_tokens",
+    "tokens_per_second",
+    "labelled_tokens_per_second",
+    "computed_tokens_per_second",
+    "memory_bytes",
+    "epoch",
+    "eta_seconds",
 )
 
 
@@ -98,6 +110,7 @@ def _insert_checkpoint(tx: Connection, job: FineTuningJob, data: dict[str, Any],
             key=data["key"],
             metrics={name: data["metrics"][name] for name in (*COLUMNS[1:], *MORE_COLUMNS) if name in data["metrics"]},
             created_at=at,
+            bytes=data["bytes"],
         ),
     )
 
@@ -110,7 +123,6 @@ def model_checkpoint(tx: Connection, job: FineTuningJob, result: RunResult, *, p
     return found
 
 
-            bytes=data["bytes"],
 def record_success(
     ctx: Context, tx: Connection, job: FineTuningJob, result: RunResult, *, project_name: str
 ) -> FineTuningJob:
@@ -173,7 +185,7 @@ def results_csv(events: Sequence[JobEvent]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     rows = [event.data or {} for event in events]
-    columns = [*COLUMNS, *(name for name in MORE_COLUMNS if any(name in row for row in rows))]
+    columns = [*COLUMNS, *(name for name in (*MORE_COLUMNS, *PACE_COLUMNS) if any(name in row for row in rows))]
     writer.writerow(columns)
     for row in rows:
         writer.writerow([row.get(column, "") for column in columns])

@@ -79,7 +79,6 @@ def build_spec(
         watch=watch_spec(options),
         micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS,
         share_prefixes=options.share_prefixes,
-        neftune_alpha=options.neftune_alpha or 0.0,
         earlier_runs=tuple(earlier_runs),
         threads=threads,
     )

@@ -7,8 +7,9 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from smedje.errors import NotFound
+from smedje.errors import InvalidRequest, NotFound
 from smedje.modeling.adapter import load_adapter
+from smedje.modeling.classifier import load_head
 from smedje.modeling.lora import ServedAdapter
 from smedje.modeling.transformer import CausalDecoder
 from smedje.objects.store import Objects
@@ -79,7 +80,11 @@ class AdapterCache:
             folder = self._objects.local_folder(key, self._folder)
         except NotFound as missing:
             raise NotFound(f"There is no adapter {key}.", code="adapter_not_found", param="model") from missing
-        return ServedAdapter(self._model, *load_adapter(folder))
+        classifier = load_head(folder)
+        adapter = ServedAdapter(self._model, *load_adapter(folder), head=classifier[0] if classifier else None)
+        if adapter.head is not None and adapter.head.shape[1] != self._model.shape.hidden_size:
+            raise InvalidRequest(f"The classifier {key} does not fit this base model.", code="invalid_adapter")
+        return adapter
 
     def _evict(self) -> None:
         unused = [key for key, entry in self._entries.items() if entry.pins == 0]

@@ -16,6 +16,9 @@ from smedje.serving.adapters import AdapterCache
 from smedje.serving.kv_cache import KVCache
 from smedje.serving.sequence import Chunk
 
+# Finite, so that what is told of it can be written as JSON.
+NO_LABEL = -1e9
+
 
 class Runner:
     """A model with its cache and adapters."""
@@ -30,6 +33,8 @@ class Runner:
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Write the chunks' keys and values; logits [R, V] for the R chunks that sample, in their order.
 
+        A classifier's row has its K labels' logits first, where K may be more than V.
+
         Chunks of one adapter should be neighbours: their rows are then one slice of the stream.
         """
         tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]]
@@ -42,7 +47,22 @@ class Runner:
             self._adapted_rows(chunks, ends),
         )
         last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
-        return self._model.head(hidden[last])
+        rows = hidden[last]
+        return self._with_labels(self._model.head(rows), rows, [chunk for chunk in chunks if chunk.samples])
+
+    def _with_labels(self, logits: Tensor, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        """The logits, with those of labels first and nothing else likely in the rows of classifiers."""
+        adapters = [chunk.sequence.request.adapter for chunk in chunks]
+        heads = {row: self._adapters.get(key).head for row, key in enumerate(adapters) if key is not None}
+        found = {row: head for row, head in heads.items() if head is not None}
+        if not found:
+            return logits
+        width = max(logits.shape[1], *(len(head) for head in found.values()))
+        logits = torch.nn.functional.pad(logits, (0, width - logits.shape[1]), value=NO_LABEL)
+        for row, head in found.items():
+            logits[row] = NO_LABEL
+            logits[row, : len(head)] = (hidden[row].float() @ head.to(hidden.device).T).to(logits.dtype)
+        return logits
 
     def _adapted_rows(self, chunks: Sequence[Chunk], ends: Sequence[int]) -> SegmentedLora | None:
         rows: dict[str, list[Tensor]] = {}

@@ -16,6 +16,7 @@ import torch
 
 from smedje.errors import NotFound
 from smedje.modeling.adapter import adapter_files
+from smedje.modeling.classifier import head_files
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.loop import Best, State
@@ -23,8 +24,6 @@ from smedje.training.loop import Best, State
 KEEP_STATES = 2
 MANIFEST = "manifest.json"
 STATE_FILE = "state.safetensors"
-HEAD_FILE = "classifier.safetensors"
-LABELS_FILE = "classifier.json"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,8 +157,7 @@ def save_checkpoint(
     prefix = folder.checkpoint_prefix(state.step)
     files = adapter_files(state.lora.weights(), state.lora.config, base_model)
     if state.head is not None:
-        files[HEAD_FILE] = safetensors.torch.save({"score.weight": state.head.detach().contiguous()})
-        files[LABELS_FILE] = msgspec.json.format(msgspec.json.encode({"labels": list(labels)}), indent=2)
+        files |= head_files(state.head, labels)
     manifest = Manifest(
         step=state.step,
         trained_tokens=state.trained_tokens,

@@ -52,10 +52,20 @@ def loss_spec(options: TrainingOptions) -> LossSpec:
 
 
 def objective_spec(options: TrainingOptions, *, method: str, beta: float | None) -> ObjectiveSpec:
-    """What a job of this method (supervised or dpo) minimises. beta: of dpo, None for its default."""
+    """What a job of this method minimises. beta: of dpo, None for its default."""
     if method == "dpo":
         return ObjectiveSpec(kind="dpo", beta=ObjectiveSpec().beta if beta is None else beta)
-    return ObjectiveSpec(loss=loss_spec(options))
+    noise = options.neftune_alpha or 0.0
+    if method == "classification":
+        weights = options.class_weights
+        return ObjectiveSpec(
+            kind="classification",
+            loss=loss_spec(options),
+            neftune_alpha=noise,
+            balanced=weights == "balanced",
+            class_weights=weights if isinstance(weights, dict) else {},
+        )
+    return ObjectiveSpec(loss=loss_spec(options), neftune_alpha=noise)
 
 
 def watch_spec(options: TrainingOptions) -> WatchSpec:

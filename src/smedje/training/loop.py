@@ -41,7 +41,7 @@ class Job:
     """What stays fixed while a run trains.
 
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: what rows of a stream begin with alike is
-    computed once. neftune_alpha: size of the noise on embeddings in training steps, 0 for none.
+    computed once.
     """
 
     plan: Plan
@@ -54,7 +54,6 @@ class Job:
     micro_batch_tokens: int
     share_prefixes: bool
     device: str
-    neftune_alpha: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +191,12 @@ def _backward(job: Job, state: State, indices: Sequence[int]) -> Sums:
 
 def _noisy(job: Job, state: State, indices: Sequence[int], batch: TensorBatch) -> CausalDecoder:
     """The decoder under this step's noise for these rows, which are laid end to end; as it is outside training."""
-    if not (job.neftune_alpha and state.lora.training):
+    if not (job.objective.neftune_alpha and state.lora.training):
         return state.decoder
     # Odd primes keep (seed, step, row) apart; nothing else depends on how they are mixed.
     seeds = [(job.seed * 1_000_003 + state.step) * 1_000_033 + i for i in indices]
     hidden = state.decoder.shape.hidden_size
-    return Noisy(state.decoder, embedding_noise(batch.lengths, seeds, hidden, job.neftune_alpha))
+    return Noisy(state.decoder, embedding_noise(batch.lengths, seeds, hidden, job.objective.neftune_alpha))
 
 
 def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: LossSpec) -> Sums:
@@ -209,14 +208,21 @@ def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: L
             return preference(state.decoder, state.lora, state.reference, batch, beta=job.objective.beta)
         case LabelledDataset() as labelled:
             assert state.head is not None
-            balanced = job.objective.balanced and rows is job.training
-            weights = class_weights(labelled, rows.indices) if balanced else None
+            weights = _class_weights(job, labelled) if rows is job.training else None
             batch = to_tensors(label_batch(labelled, indices, weights), job.device)
             return classification(_noisy(job, state, indices, batch), state.lora, state.head, batch, loss)
         case EncodedDataset() as examples:
             stream = forest(examples, indices) if job.share_prefixes else flat_batch(examples, indices)
             batch = to_tensors(stream, job.device)
             return supervised(_noisy(job, state, indices, batch), state.lora, batch, loss)
+
+
+def _class_weights(job: Job, labelled: LabelledDataset) -> Sequence[float] | None:
+    """How much a training row of each class counts; None when all count the same."""
+    if job.objective.balanced:
+        return class_weights(labelled, job.training.indices)
+    named = job.objective.class_weights
+    return [named.get(name, 1.0) for name in labelled.names] if named else None
 
 
 def _with_validation(job: Job, state: State, record: StepRecord) -> StepRecord:

@@ -12,6 +12,7 @@ from msgspec import Meta
 from smedje.errors import InvalidRequest
 from smedje.training.spec import OptimizerKind, ScheduleKind
 
+Weight = Annotated[float, Meta(gt=0, le=1000)]
 Rate = Annotated[float, Meta(gt=0, le=1)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Layer = Annotated[int, Meta(ge=0, le=999)]
@@ -50,8 +51,9 @@ class UpdateOptions(AdapterOptions, frozen=True, kw_only=True, forbid_unknown_fi
     """Knobs of the loss and of how a gradient becomes a step.
 
     learning_rate: absolute peak rate; excludes `learning_rate_multiplier`. loss: of a labelled token; label_smoothing
-    is the share of `label_smoothing`, focal_gamma the exponent of `focal`. optimizer: with another than adamw and adam
-    the rate must be given, because the base model's own is for them. beta1, beta2, eps, momentum: None for the
+    is the share of `label_smoothing`, focal_gamma the exponent of `focal`. class_weights: of classification, a weight
+    by label (1 for the others), or "balanced" for the same total of each label. optimizer: with another than adamw and
+    adam the rate must be given, because the base model's own is for them. beta1, beta2, eps, momentum: None for the
     optimizer's usual value. weight_decay: decoupled in adamw, lion, adafactor and muon; added to the gradient in adam
     and sgd. max_grad_norm: gradients are clipped to this 2-norm. scheduler: how the rate falls after the warm-up;
     warmup_ratio: share of the steps that rise, warmup_steps: their number instead. scheduler_power: of `polynomial`.
@@ -62,6 +64,7 @@ class UpdateOptions(AdapterOptions, frozen=True, kw_only=True, forbid_unknown_fi
     loss: Literal["cross_entropy", "label_smoothing", "focal"] = "cross_entropy"
     label_smoothing: Annotated[float, Meta(gt=0, lt=1)] | None = None
     focal_gamma: Annotated[float, Meta(gt=0, le=10)] | None = None
+    class_weights: Annotated[dict[str, Weight], Meta(min_length=1, max_length=1000)] | Literal["balanced"] | None = None
     optimizer: OptimizerKind = "adamw"
     beta1: Fraction | None = None
     beta2: Fraction | None = None

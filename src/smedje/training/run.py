@@ -24,6 +24,7 @@ from smedje.data.split import split_rows
 from smedje.domain.runs import RunEvent
 from smedje.errors import InvalidRequest
 from smedje.modeling.adapter import load_adapter
+from smedje.modeling.classifier import load_head
 from smedje.modeling.config import Slot, targets_of
 from smedje.modeling.lora import AdapterConfig, TrainableLora
 from smedje.modeling.transformer import CausalDecoder
@@ -51,10 +52,11 @@ def prepare(
     base = Path(spec.base_folder)
     tokenizer = base_tokenizer(resident, base, today=date.fromisoformat(spec.today))
     training, validation = load_rows(objects, spec, tokenizer, cache=cache)
+    _check_weights(spec, _names(training.dataset) or ())
     plan = resolve_plan(len(training.indices), spec)
     _check_watch(spec, validation)
     decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
-    state = fresh_state(objects, spec, decoder, cache=cache, classes=len(_names(training.dataset) or ()))
+    state = fresh_state(objects, spec, decoder, cache=cache, names=_names(training.dataset) or ())
     job = Job(
         plan=plan,
         training=training,
@@ -65,7 +67,6 @@ def prepare(
         max_grad_norm=spec.optimizer.max_grad_norm,
         micro_batch_tokens=spec.micro_batch_tokens,
         share_prefixes=_may_share(spec, state),
-        neftune_alpha=spec.neftune_alpha,
         device=spec.device,
     )
     for run_id in spec.earlier_runs:
@@ -77,7 +78,7 @@ def prepare(
 def _may_share(spec: TrainingSpec, state: State) -> bool:
     """Whether shared beginnings can be computed once without changing anything but rounding."""
     whole = all(window is None for window in state.decoder.shape.windows)
-    same = spec.lora.dropout == 0 and spec.neftune_alpha == 0
+    same = spec.lora.dropout == 0 and spec.objective.neftune_alpha == 0
     return spec.share_prefixes and same and whole and spec.device == "cpu"
 
 
@@ -136,6 +137,17 @@ def label_names(job: Job) -> tuple[str, ...]:
     return _names(job.training.dataset) or ()
 
 
+def _check_weights(spec: TrainingSpec, names: Sequence[str]) -> None:
+    unknown = sorted(spec.objective.class_weights.keys() - set(names))
+    if unknown:
+        raise InvalidRequest(
+            f"smedje.class_weights names {unknown[0][:60]!r}, and no row has this label. "
+            f"Labels: {', '.join(names)[:500]}.",
+            code="unknown_label",
+            param="smedje.class_weights",
+        )
+
+
 def _check_watch(spec: TrainingSpec, validation: Rows | None) -> None:
     if validation is None and (spec.watch.best or spec.watch.patience is not None):
         raise InvalidRequest(
@@ -147,11 +159,11 @@ def _check_watch(spec: TrainingSpec, validation: Rows | None) -> None:
 
 
 def fresh_state(
-    objects: Objects, spec: TrainingSpec, decoder: CausalDecoder, *, cache: Path, classes: int = 0
+    objects: Objects, spec: TrainingSpec, decoder: CausalDecoder, *, cache: Path, names: Sequence[str] = ()
 ) -> State:
     """The base model with a new adapter, or with the adapter that training continues from; nothing trained yet.
 
-    classes: rows of a classifier's head; 0 for a chat model.
+    names: a classifier's labels; empty for a chat model.
     """
     config = adapter_config(spec.lora, decoder.slots)
     weights = None
@@ -169,13 +181,31 @@ def fresh_state(
             reference = TrainableLora(decoder.slots, config, generator=blank, device=spec.device, base=decoder)
             reference.load_weights(weights)
             reference.eval().requires_grad_(False)
-    head = None
-    if classes:
-        rows = torch.empty(classes, decoder.shape.hidden_size).normal_(0.0, 0.02, generator=draw)
-        head = torch.nn.Parameter(rows.to(spec.device))
+    head = _head(objects, spec, names, torch.empty(len(names), decoder.shape.hidden_size), draw, cache=cache)
     trained = [*lora.parameters(), *([] if head is None else [head])]
     optimizer = make_optimizer(trained, spec.optimizer)
     return State(decoder=decoder, lora=lora, optimizer=optimizer, head=head, reference=reference)
+
+
+def _head(
+    objects: Objects,
+    spec: TrainingSpec,
+    names: Sequence[str],
+    rows: torch.Tensor,
+    draw: torch.Generator,
+    *,
+    cache: Path,
+) -> torch.nn.Parameter | None:
+    """A classifier's head in the memory of `rows`, small and random but for labels that training goes on with."""
+    if not names:
+        return None
+    rows.normal_(0.0, 0.02, generator=draw)
+    known = None if spec.lora.initial is None else load_head(objects.local_folder(spec.lora.initial, cache))
+    if known is not None:
+        for row, name in enumerate(names):
+            if name in known[1]:
+                rows[row] = known[0][known[1].index(name)]
+    return torch.nn.Parameter(rows.to(spec.device))
 
 
 def adapter_config(spec: LoraSpec, slots: tuple[Slot, ...]) -> AdapterConfig:
@@ -243,8 +273,8 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
     }
     if spec.lora.dora:
         data["dora"] = True
-    if spec.neftune_alpha:
-        data["neftune_alpha"] = spec.neftune_alpha
+    if spec.objective.neftune_alpha:
+        data["neftune_alpha"] = spec.objective.neftune_alpha
     if spec.objective.kind == "dpo":
         data["beta"] = spec.objective.beta
     again = f" Continuing after step {state.step}." if state.step else ""

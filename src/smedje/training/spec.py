@@ -38,13 +38,17 @@ class LossSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ObjectiveSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is minimised. supervised: the loss of labelled tokens. dpo: preference pairs, with `beta` (Rafailov 2023).
 
-    classification: the loss of one label an example; balanced gives each class the same total weight.
+    classification: the loss of one label an example; balanced gives each class the same total weight, class_weights a
+    weight by label name, 1 for those that are not named. neftune_alpha: size of the noise on embeddings in training
+    steps, 0 for none (noise.py).
     """
 
     kind: Literal["supervised", "dpo", "classification"] = "supervised"
     loss: LossSpec = LossSpec()
     beta: float = 0.1
     balanced: bool = False
+    class_weights: dict[str, float] = {}
+    neftune_alpha: float = 0.0
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,9 +119,8 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     today: the job's date (ISO 8601), which some chat templates print; fixed, so that a resume renders the same tokens.
     earlier_runs: ids of earlier attempts at this job, newest first; the newest whole saved state among them is resumed.
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: compute what rows begin with alike once; exact,
-    and left out where it would not be (adapter dropout, noise, attention windows) or has no kernel. neftune_alpha: size
-    of the noise on embeddings while training, 0 for none (noise.py). state_seconds: how often state for an exact resume
-    is saved.
+    and left out where it would not be (adapter dropout, noise, attention windows) or has no kernel. state_seconds: how
+    often state for an exact resume is saved.
     threads: compute threads; part of the spec because sums depend on it and a resume must repeat them.
     """
 
@@ -138,7 +141,6 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     earlier_runs: tuple[str, ...] = ()
     micro_batch_tokens: int = 2048
     share_prefixes: bool = True
-    neftune_alpha: float = 0.0
     state_seconds: float = 30.0
     device: str = "cpu"
     threads: int = 2

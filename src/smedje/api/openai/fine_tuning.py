@@ -13,10 +13,10 @@ from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent
 from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.services import admission
 from smedje.services import finetuning as service
-from smedje.services.job_request import HYPERPARAMETERS, JobDraft
+from smedje.services.job_request import HYPERPARAMETERS, METHOD_NAMES, JobDraft
 
 PAGE_QUERY = frozenset({"after", "limit"})
-METHOD_BLOCKS = ("supervised", "dpo", "reinforcement")
+METHOD_BLOCKS = ("supervised", "dpo", "classification", "reinforcement")
 AUTO = "auto"
 
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -57,7 +57,7 @@ class HyperparametersObject(BaseModel):
 
 
 class SupervisedObject(BaseModel):
-    """The block of the supervised method."""
+    """The block of the supervised method, and of classification."""
 
     hyperparameters: HyperparametersObject
 
@@ -77,9 +77,10 @@ class PreferenceObject(BaseModel):
 class MethodObject(BaseModel):
     """How the job trains; the block that has the type's name is there."""
 
-    type: Literal["supervised", "dpo"]
+    type: Literal["supervised", "dpo", "classification"]
     supervised: SupervisedObject | None = None
     dpo: PreferenceObject | None = None
+    classification: SupervisedObject | None = None
 
     @model_serializer(mode="wrap")
     def _without_the_other(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -270,6 +271,8 @@ def _method_object(job: FineTuningJob, numbers: HyperparametersObject) -> Method
     if job.request.method == "dpo":
         full = PreferenceHyperparametersObject(**numbers.model_dump(), beta=_number(job, "beta"))
         return MethodObject(type="dpo", dpo=PreferenceObject(hyperparameters=full))
+    if job.request.method == "classification":
+        return MethodObject(type="classification", classification=SupervisedObject(hyperparameters=numbers))
     return MethodObject(type="supervised", supervised=SupervisedObject(hyperparameters=numbers))
 
 
@@ -306,9 +309,7 @@ def _method(body: FineTuningJobBody) -> tuple[str, dict[str, Any]]:
     method = body.method
     kind = method.get("type")
     if not isinstance(kind, str):
-        raise InvalidRequest(
-            "method.type is required; use supervised or dpo.", code="missing_field", param="method.type"
-        )
+        raise InvalidRequest(f"method.type is required; use {METHOD_NAMES}.", code="missing_field", param="method.type")
     for name in method.keys() - {"type", *METHOD_BLOCKS}:
         raise InvalidRequest(
             f"The field 'method.{name[:60]}' is not known here.", code="unknown_field", param=f"method.{name[:60]}"
