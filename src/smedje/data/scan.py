@@ -230,9 +230,10 @@ def _shape_key(messages: list[_Plain]) -> ShapeKey:
 
 def _plain_messages(raw: bytes) -> list[_Plain] | None:
     """The messages of a line that only has system, user and assistant texts and no key twice, else None."""
+    escaped = b"\\" in raw and b"\\u00" in raw
     try:
         messages = _PLAIN.decode(raw).messages
-        once = _no_key_twice(raw, messages)
+        once = _no_name_twice(raw, messages) if escaped else _no_key_twice(raw, messages)
     except msgspec.ValidationError:
         found = _beside_columns(raw)
         if found is None:
@@ -245,7 +246,6 @@ def _plain_messages(raw: bytes) -> list[_Plain] | None:
     for message in messages:
         if message.content.isspace():
             return None
-    escaped = b"\\" in raw and b"\\u00" in raw
     if escaped and b"\\u0000" in raw:
         return None
     # A line has one "]" of its own: only a text can hold more.
@@ -254,17 +254,17 @@ def _plain_messages(raw: bytes) -> list[_Plain] | None:
 
 
 def _no_key_twice(raw: bytes, messages: list[_Plain]) -> bool:
-    """Whether no key stands twice in a line that has no other keys, told by its quotation marks.
+    """Whether no key stands twice in a line without other keys and without ASCII characters spelled as numbers.
 
-    Each message needs eight, a weight two more, the line itself two; a further key, null too, would bring its own.
+    Told by its quotation marks: each message needs eight, a weight two more, the line itself two, and those within
+    texts are known; a further key, null too, would bring its own.
     """
     marks, needed = raw.count(b'"'), 8 * len(messages) + 2
     if marks == needed:
         return True
-    if b"\\\\" in raw:
-        return _no_name_twice(raw, messages)
-    needed += 2 * sum(message.weight is not None for message in messages)
-    return marks - raw.count(b'\\"') == needed
+    for message in messages:
+        needed += message.content.count('"') + 2 * (message.weight is not None)
+    return marks == needed
 
 
 def _no_name_twice(raw: bytes, messages: list[_Plain]) -> bool:
