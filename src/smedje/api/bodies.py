@@ -17,6 +17,7 @@ IGNORED_FIELDS: dict[str, frozenset[str]] = {
             "user",
             "safety_identifier",
             "prompt_cache_key",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "metadata",
         }

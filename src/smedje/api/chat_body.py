@@ -126,7 +126,8 @@ def _messages(messages: list[MessageBody]) -> tuple[dict[str, Any], ...]:
             del unanswered[message.tool_call_id]
             continue
         _all_answered(unanswered)
-        unanswered = {call.id: where for call in message.tool_calls or []}
+        calls = message.tool_calls if message.role == "assistant" else None
+        unanswered = {call.id: where for call in calls or []}
     _all_answered(unanswered)
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
