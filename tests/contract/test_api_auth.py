@@ -6,15 +6,16 @@ from fastapi import APIRouter
 from fastapi.routing import iter_route_contexts
 from tests.api_server import TINY, Server, chat_lines, make_app
 
-from smedje.api.auth import PUBLIC_ROUTES, check_routes
+from smedje.api.auth import PUBLIC_ROUTES, SIGN_IN_ROUTES, check_routes
 from smedje.api.errors import SERVER_ERROR_TEXT
 from smedje.domain.files import report_key
 from smedje.services import projects
 from smedje.store import projects as rows
 
 
-def test_every_route_but_three_needs_a_key(server: Server) -> None:
-    """Without a key each route answers 401 in the error shape, before it looks at anything else."""
+def test_every_route_needs_a_key_but_probes_and_the_sign_in_pages(server: Server) -> None:
+    """Without a key each route answers 401 in the error shape, before it looks at anything else; the sign-in pages
+    answer with a page or send a browser on."""
     asked = 0
     with httpx2.Client(base_url=server.url) as http:
         for found in iter_route_contexts(make_app(server.ctx).routes):
@@ -25,6 +26,11 @@ def test_every_route_but_three_needs_a_key(server: Server) -> None:
                 answer = http.request(method, path, content=content, headers={"content-type": "application/json"})
                 if found.path in PUBLIC_ROUTES:
                     assert answer.status_code == 200
+                    continue
+                if found.path in SIGN_IN_ROUTES:
+                    # A form that no page of ours sent, a way back that nobody went: refused, and never a way in.
+                    assert answer.status_code in (200, 403, 404), (method, path)
+                    assert "smedje_session=" not in answer.headers.get("set-cookie", "")
                     continue
                 asked += 1
                 # A body is parsed before the key is looked at, so a wrong one may be what is told.

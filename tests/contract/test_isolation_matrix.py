@@ -14,19 +14,24 @@ from typing import Any
 import httpx2
 import pytest
 from tests.api_server import TINY, Server, chat_lines, make_app, make_project
+from tests.people import SAME_ORIGIN, session_secret
 
-from smedje.api.auth import PUBLIC_ROUTES
+from smedje.api.auth import PUBLIC_ROUTES, SESSION_COOKIE
 from smedje.domain.catalog import FineTunedModel
-from smedje.domain.ids import KEY, MEMBER, WEBHOOK, new_id
+from smedje.domain.ids import KEY, MEMBER, ROLE, WEBHOOK, new_id
 from smedje.domain.projects import Assignment, Member, Project, Role
+from smedje.domain.roles import CustomRole, Permission
 from smedje.domain.webhooks import EventType, Webhook
-from smedje.services import projects
+from smedje.services import projects, sessions
 from smedje.store import catalog as model_rows
 from smedje.store import members as member_rows
+from smedje.store import roles as role_rows
 from smedje.store import webhooks as webhook_rows
 
 SNAPSHOT = Path(__file__).with_name("isolation_matrix.txt")
-NOBODIES = ("no key", "malformed", "revoked", "expired")
+NOBODIES = ("no key", "malformed", "revoked", "expired", "ended session")
+# Browser sessions: of somebody with a role in the project, and of somebody without any role anywhere.
+SESSIONS = ("developer's session", "session without a role")
 ROLES = tuple(Role)
 # What the schema alone cannot say: a body that goes as far as the objects that it names.
 MESSAGES = {"model": TINY, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
@@ -38,6 +43,8 @@ BODIES: dict[str, Any] = {
     # Takes away a limit that is not there, so that none stands in the way of the rows that follow.
     "PUT /api/quotas": {"name": "active_jobs", "value": None},
     "POST /v1/completions": {"model": TINY, "prompt": "hi", "max_tokens": 1},
+    "PUT /api/members/{member}": {"role": "reader"},
+    "POST /api/roles": {"name": "x", "permissions": ["files.read"]},
 }
 # Changes nothing that outlives the answer but usage, which has rows of its own.
 NOT_AUDITED = ("completions", "/estimate", "/checkpoints", "/events", "/uploads")
@@ -53,7 +60,7 @@ class World:
     ours: Project
     theirs: Project
     owner: dict[str, str]
-    keys: dict[str, str | None]
+    callers: dict[str, dict[str, str]]
     job_files: dict[str, str] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -134,6 +141,21 @@ def a_webhook(world: World, project: Project) -> str:
     return webhook.id
 
 
+def a_role(world: World, project: Project) -> str:
+    # Of the hub that a project lies in, which only roles of the hub may change.
+    role = CustomRole(
+        id=new_id(ROLE),
+        hub_id=project.hub_id,
+        name=f"r{next(world.numbers)}",
+        description="",
+        permissions=frozenset({Permission.FILES_READ}),
+        created_at=1,
+    )
+    with world.server.ctx.database.transaction() as tx:
+        role_rows.insert_role(tx, role)
+    return role.id
+
+
 # Path parameter -> how to make what it names. A new parameter needs a line here and one in NEVER.
 MAKERS: Mapping[str, Callable[[World, Project], str]] = {
     "file_id": a_file,
@@ -146,6 +168,8 @@ MAKERS: Mapping[str, Callable[[World, Project], str]] = {
     "key_id": lambda world, project: projects.create_key(world.server.ctx, project, name="k", role=Role.READER)[0].id,
     "upload_id": an_upload,
     "webhook_id": a_webhook,
+    "role": a_role,
+    "user": a_member,
 }
 NEVER = {
     "file_id": "file-" + "x" * 24,
@@ -158,6 +182,8 @@ NEVER = {
     "key_id": KEY + "x" * 24,
     "upload_id": "upload_" + "x" * 24,
     "webhook_id": WEBHOOK + "x" * 24,
+    "role": ROLE + "x" * 24,
+    "user": "nobody@example.org",
 }
 # Parts of a path that name nothing by themselves.
 FIXED = {"row": "1", "file": "README.md"}
@@ -165,21 +191,47 @@ FIXED = {"row": "1", "file": "README.md"}
 
 @pytest.fixture(scope="module")
 def world(server: Server) -> World:
-    """Keys of every sort in the first project, and a second project beside it."""
-    ours, our_owner = make_project(server.ctx, "ours")
-    theirs, their_owner = make_project(server.ctx, "theirs")
-    made = {role.value: projects.create_key(server.ctx, ours, name=role.value, role=role)[1] for role in ROLES}
-    ended, revoked = projects.create_key(server.ctx, ours, name="revoked")
-    projects.revoke_key(server.ctx, ours, ended.id)
-    expired = projects.create_key(server.ctx, ours, name="expired", expires_at=1)[1]
-    nobodies = dict(zip(NOBODIES, (None, revoked[:-1] + "!", revoked, expired), strict=True))
-    return World(
-        server=server,
-        ours=ours,
-        theirs=theirs,
-        owner={ours.id: our_owner, theirs.id: their_owner},
-        keys={**nobodies, **made, "stranger": their_owner},
-    )
+    """Keys and sessions of every sort in the first project, and a second project beside it."""
+    ctx = server.ctx
+    ours, our_owner = make_project(ctx, "ours")
+    theirs, their_owner = make_project(ctx, "theirs")
+    made = {role.value: projects.create_key(ctx, ours, name=role.value, role=role)[1] for role in ROLES}
+    ended, revoked = projects.create_key(ctx, ours, name="revoked")
+    projects.revoke_key(ctx, ours, ended.id)
+    expired = projects.create_key(ctx, ours, name="expired", expires_at=1)[1]
+    over = session_secret(server, "over@example.org")
+    sessions.sign_out(ctx, over)
+    hub_key, hub_secret = projects.create_key(ctx, ours, name="hub owner")
+    signed_in = dict(zip(SESSIONS, (session_secret(server, f"s{n}@example.org") for n in range(2)), strict=True))
+    with ctx.database.transaction() as tx:
+        tx.exec_driver_sql(f"UPDATE api_keys SET scope = 'hub' WHERE id = '{hub_key.id}'")
+        developer = member_rows.find_member(tx, "s0@example.org")
+        assert developer is not None
+        given = Assignment(
+            member_id=developer.id, hub_id=ours.hub_id, project_id=ours.id, role=Role.AI_DEVELOPER, created_at=1
+        )
+        member_rows.put_assignment(tx, given)
+    callers = {
+        "no key": {},
+        **{name: bearer(key) for name, key in zip(NOBODIES[1:4], (revoked[:-1] + "!", revoked, expired), strict=True)},
+        "ended session": cookie(over),
+        **{name: bearer(key) for name, key in made.items()},
+        "hub owner": bearer(hub_secret),
+        **{name: cookie(secret) for name, secret in signed_in.items()},
+        "stranger": bearer(their_owner),
+    }
+    owner = {ours.id: our_owner, theirs.id: their_owner}
+    return World(server=server, ours=ours, theirs=theirs, owner=owner, callers=callers)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header of an API key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+def cookie(secret: str) -> dict[str, str]:
+    """The headers of a browser's session, on a page of the server's own."""
+    return {"cookie": f"{SESSION_COOKIE}={secret}", **SAME_ORIGIN}
 
 
 def sample(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Any:
@@ -213,10 +265,11 @@ def routes(server: Server) -> list[tuple[str, str, Mapping[str, Any], Mapping[st
     ]
 
 
-def ask(http: httpx2.Client, key: str | None, method: str, url: str, options: Mapping[str, Any]) -> httpx2.Response:
+def ask(
+    http: httpx2.Client, headers: Mapping[str, str], method: str, url: str, options: Mapping[str, Any]
+) -> httpx2.Response:
     """One request."""
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    return http.request(method, url, headers=headers, **options)
+    return http.request(method, url, headers=dict(headers), **options)
 
 
 def told(answer: httpx2.Response) -> str:
@@ -254,7 +307,7 @@ def rows_of(world: World, http: httpx2.Client, method: str, path: str, options: 
     """The cells of one route, one line an object, and the laws that hold in every row."""
     kind = next((name for name in MAKERS if f"{{{name}}}" in path), None)
     route = f"{method} {path}"
-    callers = {**world.keys}
+    callers = {**world.callers}
     stranger = callers.pop("stranger")
 
     def url(value: str | None) -> str:
@@ -303,7 +356,7 @@ def test_every_cell_is_as_it_was_looked_at(world: World) -> None:
         for method, path, operation, defs in routes(world.server):
             found += rows_of(world, http, method, path, how(f"{method} {path}", operation, defs))
     count = sum(line.count(",") + line.count(";") + 1 for line in found)
-    looked_at = count + sum("theirs" in line for line in found) * len(world.keys)
+    looked_at = count + sum("theirs" in line for line in found) * len(world.callers)
     print(f"isolation matrix: {len(routes(world.server))} routes, {looked_at} cells")
     text = "".join(found)
     if os.environ.get("UPDATE_SNAPSHOTS"):

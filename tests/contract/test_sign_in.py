@@ -225,7 +225,7 @@ def test_a_password_is_changed_by_its_owner_and_set_anew_by_the_operator(server:
     make_person(server, "key@example.org", role="reader")
     with browser(server, "key@example.org") as other, browser(server, "key@example.org") as http:
         body = {"current": "wrong", "new": "another long password"}
-        assert http.put("/api/me/password", json=body).json()["error"]["code"] == "wrong_credentials"
+        assert http.put("/api/me/password", json=body).json()["error"]["code"] == "wrong_password"
         weak = http.put("/api/me/password", json={"current": PASSWORD, "new": "short"})
         assert weak.json()["error"]["code"] == "weak_password"
         assert http.put("/api/me/password", json={**body, "current": PASSWORD}).json()["changed"] is True

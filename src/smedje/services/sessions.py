@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from smedje.domain.ids import SESSION, new_id
 from smedje.domain.projects import Grant, Member, Principal, Project, Role, Session
-from smedje.errors import AuthenticationFailed, LimitExceeded, PermissionDenied
+from smedje.errors import AuthenticationFailed, InvalidRequest, LimitExceeded, PermissionDenied
 from smedje.services import passwords
 from smedje.services.audit import Subject, record
 from smedje.services.context import Context
@@ -139,8 +139,14 @@ def sign_out(ctx: Context, secret: str) -> None:
 
 
 def change_password(ctx: Context, caller: SignedIn, current: str, new: str) -> None:
-    """A new password for who is signed in; their other sessions end. Raises as `check_password` and `hashed` do."""
-    member = check_password(ctx, caller.member.email, current)
+    """A new password for who is signed in; their other sessions end.
+
+    Raises InvalidRequest for a wrong current or a weak new one, and LimitExceeded after too many wrong ones.
+    """
+    try:
+        member = check_password(ctx, caller.member.email, current)
+    except AuthenticationFailed:
+        raise InvalidRequest("The password so far is wrong.", code="wrong_password", param="current") from None
     kept = passwords.hashed(new, address=member.email)
     with ctx.database.transaction() as tx:
         member_rows.set_password(tx, member.id, kept)
