@@ -2,10 +2,10 @@
 
 Knows segments of a flat stream laid out depth first, so that the descendants of a segment follow it without gaps: a
 row sees its own segment causally and all of every segment above it. Parts over disjoint keys are merged by their
-log-sum-exp, forward and backward, as in ring attention; no mask, no copy of keys, no new kernel.
+log-sum-exp, forward and backward, as in ring attention; no mask, no copy of keys.
 Refuses to know tokens, labels and how the forest was found.
 
-Letters: T rows, Hq query heads, Hk key heads, D values a head.
+Letters: T rows, Hq query heads, Hk key heads, G query heads a key head, D values a head.
 Sources: Prefix Grouper (arXiv:2506.05433) for the equality of gradients, Tree Training (arXiv:2511.00413).
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smedje.modeling.attention import attention_with_lse, merge
+from smedje.modeling.dense_attention import SHORTEST, attend_dense, attend_dense_backward
 
 
 class Segment(NamedTuple):
@@ -43,18 +44,75 @@ def _heads_first(rows: Tensor) -> Tensor:
     return rows.transpose(0, 1)[None]
 
 
+def _grouped(rows: Tensor, key_heads: int) -> Tensor:
+    """[T, Hq, D] as [Hk, G, T, D]."""
+    return _split_heads(rows, key_heads).permute(1, 2, 0, 3)
+
+
+def _split_heads(rows: Tensor, key_heads: int) -> Tensor:
+    """[T, Hq, ...] as [T, Hk, G, ...]."""
+    return rows.view(rows.shape[0], key_heads, -1, *rows.shape[2:])
+
+
+def _is_dense(q: Tensor, k: Tensor) -> bool:
+    return q.dtype == torch.float32 and min(q.shape[0], k.shape[0]) >= SHORTEST
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """attention_with_lse of a part, by the faster kernel for its size."""
+    if not _is_dense(q, k):
+        return attention_with_lse(q, k, v, causal=causal)
+    out, lse = attend_dense(_grouped(q, k.shape[1]), k.transpose(0, 1), v.transpose(0, 1), causal=causal)
+    return out.flatten(1, 2), lse.flatten(1, 2)
+
+
+def _backward(d_out: Tensor, saved: tuple[Tensor, ...], *, causal: bool) -> list[Tensor]:
+    """Gradients of a part's q, k, v. saved: these, then the output and log-sum-exp merged over all parts.
+
+    With these the kernel yields the part's exact share of the gradient.
+    """
+    q, k, v, out, lse = saved
+    if not _is_dense(q, k):
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(_heads_first(rows) for rows in (d_out, q, k, v, out)),
+            lse.transpose(0, 1)[None].contiguous(),
+            0.0,
+            causal,
+        )
+        return [gradient[0].transpose(0, 1) for gradient in found]
+    few = k.shape[1]
+    d_q, d_k, d_v = attend_dense_backward(
+        _split_heads(d_out, few),
+        (
+            _grouped(q, few),
+            k.transpose(0, 1),
+            v.transpose(0, 1),
+            _split_heads(out, few),
+            _split_heads(lse, few),
+        ),
+        causal=causal,
+    )
+    return [d_q.flatten(0, 1).transpose(0, 1), d_k.transpose(0, 1), d_v.transpose(0, 1)]
+
+
+def _contiguous_heads(rows: Tensor) -> Tensor:
+    """The same [T, H, D] with each head's rows side by side in memory, as products want them."""
+    return rows.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 class _Tree(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        q, k, v = (_contiguous_heads(rows) for rows in (q, k, v))
+        out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
         for start, stop, _ in segments:
             rows = slice(start, stop)
-            out[rows], lse[rows] = attention_with_lse(q[rows], k[rows], v[rows], causal=True)
+            out[rows], lse[rows] = _forward(q[rows], k[rows], v[rows], causal=True)
         for start, stop, end in segments:
             if end == stop:
                 continue
             below, above = slice(stop, end), slice(start, stop)
-            part = attention_with_lse(q[below], k[above], v[above], causal=False)
+            part = _forward(q[below], k[above], v[above], causal=False)
             out[below], lse[below] = merge(out[below], lse[below], *part)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.segments = segments
@@ -67,14 +125,8 @@ class _Tree(torch.autograd.Function):
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
         def part(queries: slice, keys: slice, *, causal: bool) -> list[Tensor]:
-            # With the merged output and log-sum-exp the kernel yields this part's exact share of the gradient.
-            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(_heads_first(rows) for rows in (d_out[queries], q[queries], k[keys], v[keys], out[queries])),
-                lse[queries].transpose(0, 1)[None].contiguous(),
-                0.0,
-                causal,
-            )
-            return [gradient[0].transpose(0, 1) for gradient in found]
+            saved = (q[queries], k[keys], v[keys], out[queries], lse[queries])
+            return _backward(d_out[queries], saved, causal=causal)
 
         for start, stop, _ in ctx.segments:
             rows = slice(start, stop)

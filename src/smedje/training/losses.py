@@ -1,7 +1,11 @@
-"""Losses of labelled rows, as plain functions of logits. The oracle that any faster head is tested against.
+"""Losses of labelled rows: as plain functions of logits, and a head that never keeps the logits.
 
-Letters: R labelled rows, V vocabulary (or classes).
+`row_losses` is the oracle; `summed_cross_entropy` gives the same sum and gradient a chunk of rows at a time.
+Letters: R labelled rows, H hidden size, V vocabulary (or classes).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,3 +28,52 @@ def row_losses(logits: Tensor, targets: Tensor, spec: LossSpec) -> Tensor:
         # Clamped above zero: with gamma below 1 the power has no finite slope at a certain row.
         return (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny).pow(spec.gamma) * losses
     return losses
+
+
+_CHUNK = 1024  # rows whose logits are in memory at once; fewer pay for laying out the head's weight more often
+
+
+def summed_cross_entropy(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, int]:
+    """The weighted sum of the rows' -log p(target) in nats, a scalar with a gradient, and how many rows are hit.
+
+    hidden [R, H], targets and weights [R]; head: [r, H] -> [r, V]. Where a gradient is wanted, the one of `hidden` is
+    found at once and kept in place of the logits, which are V / H times as large.
+    """
+    wanted = hidden.requires_grad and torch.is_grad_enabled()
+    loss, correct = _SummedCrossEntropy.apply(hidden, head, targets, weights, wanted)  # type: ignore[no-untyped-call]
+    return loss, int(correct)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, weights: Tensor, wanted: bool
+    ) -> tuple[Tensor, Tensor]:
+        loss, correct = torch.zeros((), device=hidden.device), torch.zeros((), dtype=torch.int64, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if wanted else None
+        for start in range(0, hidden.shape[0], _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            some, picked = hidden[rows].detach(), targets[rows, None]
+            with torch.set_grad_enabled(wanted):
+                raw = head(some.requires_grad_(wanted))
+            logits = raw.detach().float()
+            most, hit = logits.amax(-1), logits.gather(1, picked)[:, 0]
+            p = torch.softmax(logits, -1)
+            # log-sum-exp of a row from its largest logit and that one's probability: no further pass over V.
+            losses = most - p.amax(-1).log() - hit
+            loss += losses @ weights[rows]
+            correct += (hit == most).sum()
+            if d_hidden is not None:
+                p.scatter_add_(1, picked, torch.full_like(p[:, :1], -1.0))
+                (gradient,) = torch.autograd.grad(raw, some, p.to(raw.dtype))
+                torch.mul(gradient, weights[rows, None], out=d_hidden[rows])
+        ctx.save_for_backward(*([] if d_hidden is None else [d_hidden]))
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (d_hidden,) = ctx.saved_tensors
+        return d_hidden * grads[0], None, None, None, None

@@ -17,7 +17,7 @@ from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.forest_attention import ForestAttention
 from smedje.modeling.transformer import Attend, CausalDecoder, LowRank
 from smedje.modeling.tree_attention import Segment, TreeAttention
-from smedje.training.losses import row_losses
+from smedje.training.losses import row_losses, summed_cross_entropy
 from smedje.training.spec import LossSpec
 
 PLAIN = LossSpec()
@@ -74,9 +74,15 @@ def to_tensors(stream: FlatBatch | Forest, device: str) -> TensorBatch:
 
 def supervised(decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch, loss: LossSpec = PLAIN) -> Sums:
     """The loss of labelled rows only; the head never sees the others."""
-    losses, correct = _labelled_losses(decoder, lora, batch, loss)
+    if loss.kind == "cross_entropy":
+        hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
+        rows = hidden.index_select(0, batch.target_rows)
+        total, correct = summed_cross_entropy(decoder.head, rows, batch.targets, batch.weights)
+    else:
+        losses, correct = _labelled_losses(decoder, lora, batch, loss)
+        total = (losses * batch.weights).sum()
     return Sums(
-        loss=(losses * batch.weights).sum(),
+        loss=total,
         weight=float(batch.weights.sum()),
         correct=correct,
         count=batch.targets.numel(),
