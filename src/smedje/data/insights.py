@@ -74,8 +74,11 @@ class Insights:
         return tuple(f"{found.message} {found.remedy}" for found in self.findings[:3])
 
 
-def look_at(path: Path, *, limit: int = LOOKED_AT) -> Insights:
-    """What the first `limit` valid examples of a data file are like, whatever its form."""
+def look_at(path: Path, *, limit: int = LOOKED_AT, shown: int = SHOWN_LINES) -> Insights:
+    """What the first `limit` valid examples of a data file are like, whatever its form.
+
+    shown: the most lines that a finding names.
+    """
     form = form_of(path)
     look = _Look(form)
     for item in read_items(path, form):
@@ -83,10 +86,13 @@ def look_at(path: Path, *, limit: int = LOOKED_AT) -> Insights:
             look.take(item, item.example)
             if look.examples >= limit:
                 break
-    return look.insights()
+    insights = look.insights()
+    return replace(insights, findings=_shortened(insights.findings, shown))
 
 
-def find_leaks(training: Path, validation: Path, *, limit: int = LOOKED_AT) -> tuple[Finding, ...]:
+def find_leaks(
+    training: Path, validation: Path, *, limit: int = LOOKED_AT, shown: int = SHOWN_LINES
+) -> tuple[Finding, ...]:
     """Validation lines that stand in the training file too, word for word or nearly. Lines are those of validation."""
     leaks = Leaks(training, limit=limit)
     exact, near = [], []
@@ -212,7 +218,11 @@ def _finding(
     # "holds|hold": the word for one and the word for more.
     text = _VERB.sub(lambda found: found.group(1 if one else 2), message)
     text = text.format("1 example" if one else f"{len(lines)} examples") + "."
-    return Finding(code, text, remedy, len(lines), tuple(lines[:SHOWN_LINES]), repair, weight)
+    return Finding(code, text, remedy, len(lines), tuple(lines), repair, weight)
+
+
+def _shortened(findings: Iterable[Finding], shown: int) -> tuple[Finding, ...]:
+    return tuple(replace(found, lines=found.lines[:shown]) for found in findings)
 
 
 class _Look:
