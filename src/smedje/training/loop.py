@@ -23,6 +23,7 @@ from smedje.training.objectives import Sums, TensorBatch, classification, prefer
 from smedje.training.optimizer import rate_at, set_rate
 from smedje.training.resolve import Plan
 from smedje.training.spec import LossSpec, ObjectiveSpec, WatchSpec
+from smedje.training.streams import even_groups, side_by_side
 
 VALIDATE_EVERY = 10
 PLAIN = LossSpec()
@@ -41,7 +42,7 @@ class Job:
     """What stays fixed while a run trains.
 
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: what rows of a stream begin with alike is
-    computed once.
+    computed once. cores: how many streams are computed at the same time, within `micro_batch_tokens` together.
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class Job:
     micro_batch_tokens: int
     share_prefixes: bool
     device: str
+    cores: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
     state.lora.train()
     state.lora.set_rng_state(_dropout_stream(job, state.step))
     state.optimizer.zero_grad(set_to_none=True)
-    sums = [_backward(job, state, part) for part in _parts(job, job.training, chosen)]
+    sums = _gradients(job, state, _parts(job, job.training, chosen))
     weight = sum(s.weight for s in sums)
     parameters = [p for p in state.trained().values() if p.grad is not None]
     for parameter in parameters:
@@ -173,20 +175,39 @@ def _dropout_stream(job: Job, step: int) -> torch.Tensor:
     return torch.Generator(device=job.device).manual_seed(job.seed * 1_000_003 + step).get_state()
 
 
-def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
-    """The chosen rows in groups that each fit one flat stream."""
+def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> list[list[int]]:
+    """The chosen rows in groups that each fit one flat stream; with several cores a like number for each.
+
+    Cores have one stream each only where what all rows share is short: every stream computes it again.
+    """
     shared = 0
     if job.share_prefixes and isinstance(rows.dataset, EncodedDataset):
         shared = shared_tokens(rows.dataset, chosen)
     lengths = [rows.dataset.length(i) - shared for i in chosen]
-    for group in micro_batches(lengths, token_budget=max(1, job.micro_batch_tokens - shared)):
-        yield [chosen[i] for i in group]
+    budget = job.micro_batch_tokens // job.cores
+    if job.cores > 1 and shared <= budget // 8:
+        groups = even_groups(lengths, token_budget=max(1, budget - shared), multiple=job.cores)
+    else:
+        groups = micro_batches(lengths, token_budget=max(1, job.micro_batch_tokens - shared))
+    return [[chosen[i] for i in group] for group in groups]
 
 
-def _backward(job: Job, state: State, indices: Sequence[int]) -> Sums:
-    sums = _sums(job, state, job.training, indices, loss=job.objective.loss)
-    sums.loss.backward()  # type: ignore[no-untyped-call]
-    return sums
+def _gradients(job: Job, state: State, parts: Sequence[list[int]]) -> list[Sums]:
+    """The sums of every stream, their gradients added to the trained tensors in the streams' order."""
+    trained = list(state.trained().values())
+
+    def one(part: list[int]) -> tuple[Sums, Sequence[torch.Tensor | None]]:
+        sums = _sums(job, state, job.training, part, loss=job.objective.loss)
+        found = torch.autograd.grad(sums.loss, trained, allow_unused=True)
+        return replace(sums, loss=sums.loss.detach()), found
+
+    everything = []
+    for sums, gradients in side_by_side(one, parts, cores=job.cores):
+        everything.append(sums)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return everything
 
 
 def _noisy(job: Job, state: State, indices: Sequence[int], batch: TensorBatch) -> CausalDecoder:

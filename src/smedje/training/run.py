@@ -27,7 +27,7 @@ from smedje.modeling.adapter import load_adapter
 from smedje.modeling.classifier import load_head
 from smedje.modeling.config import Slot, targets_of
 from smedje.modeling.lora import AdapterConfig, TrainableLora
-from smedje.modeling.transformer import CausalDecoder
+from smedje.modeling.transformer import CausalDecoder, Decoder
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.checkpoint import load_latest_state
@@ -68,6 +68,7 @@ def prepare(
         micro_batch_tokens=spec.micro_batch_tokens,
         share_prefixes=_may_share(spec, state),
         device=spec.device,
+        cores=_cores(spec, state),
     )
     for run_id in spec.earlier_runs:
         if load_latest_state(objects, RunFolder(objects, run_id), state):
@@ -80,6 +81,13 @@ def _may_share(spec: TrainingSpec, state: State) -> bool:
     whole = all(window is None for window in state.decoder.shape.windows)
     same = spec.lora.dropout == 0 and spec.objective.neftune_alpha == 0
     return spec.share_prefixes and same and whole and spec.device == "cpu"
+
+
+def _cores(spec: TrainingSpec, state: State) -> int:
+    """How many streams may run side by side: dropout draws from one stream of numbers, and transformers' own models
+    hold one pass at a time; gradients of all weights are as large as the model."""
+    ours = isinstance(state.decoder, Decoder) and state.lora is not None
+    return spec.threads if ours and spec.lora.dropout == 0 and spec.device == "cpu" else 1
 
 
 def load_rows(

@@ -1,0 +1,47 @@
+"""Streams side by side: even groups, and the same training whatever the number of cores."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.training_runs import Bench, bench
+
+from smedje.training.streams import even_groups, side_by_side
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return bench(tmp_path_factory.mktemp("cores"))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 500), st.integers(1, 4))
+def test_groups_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, cores: int) -> None:
+    """Each place stands in one group; no group of several rows is above the budget; as many groups as cores share."""
+    groups = even_groups(lengths, token_budget=budget, multiple=cores)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    assert all(len(group) == 1 or sum(lengths[place] for place in group) <= budget for group in groups)
+    assert len(groups) % cores == 0 or len(groups) == len(lengths)
+
+
+def test_two_cores_train_as_one(place: Bench, tmp_path: Path) -> None:
+    """The adapter after eight steps on two cores equals that of one core to rounding, and repeats to the last bit."""
+    torch.set_num_threads(1)
+    two = place.with_spec(threads=2, max_steps=8)
+    job, _ = two.prepare()
+    assert job.cores == 2
+    first, again, single = (run.train()[1].lora for run in (two, two, place.with_spec(max_steps=8)))
+    assert first is not None
+    assert again is not None
+    assert single is not None
+    for name, tensor in first.weights().items():
+        assert torch.equal(tensor, again.weights()[name]), name
+        assert torch.allclose(tensor, single.weights()[name], atol=2e-5), name
+
+
+def test_results_come_in_the_order_of_the_parts() -> None:
+    """However long each part takes; and with fewer parts than cores they run one after the other."""
+    assert list(side_by_side(len, [[1] * n for n in (5, 1, 3, 2)], cores=2)) == [5, 1, 3, 2]
+    assert list(side_by_side(len, [[1]], cores=2)) == [1]
