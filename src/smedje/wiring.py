@@ -30,6 +30,7 @@ from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
 from smedje.services.scheduler import Limits, Scheduler
 from smedje.services.uploads import sweep_uploads
+from smedje.services.upkeep import Upkeep
 from smedje.serving.supervisor import EnginePool, EngineSettings
 from smedje.settings import Settings
 from smedje.store.database import Database
@@ -63,7 +64,11 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
         stop = threading.Event()
         if warm_folder is not None and scheduler.warm is not None:
             scheduler.warm.keep(str(warm_folder))
-        loops = {"scheduler": scheduler.run_forever, "webhooks": Courier(ctx).run_forever}
+        loops = {
+            "scheduler": scheduler.run_forever,
+            "webhooks": Courier(ctx).run_forever,
+            "upkeep": Upkeep(ctx).run_forever,
+        }
         threads = [threading.Thread(target=loop, args=(stop,), name=name, daemon=True) for name, loop in loops.items()]
         for thread in threads:
             thread.start()

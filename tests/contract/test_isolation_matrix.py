@@ -18,14 +18,16 @@ from tests.people import SAME_ORIGIN, session_secret
 
 from smedje.api.auth import PUBLIC_ROUTES, SESSION_COOKIE
 from smedje.domain.catalog import FineTunedModel
-from smedje.domain.ids import KEY, MEMBER, ROLE, WEBHOOK, new_id
+from smedje.domain.ids import ERASURE, KEY, MEMBER, ROLE, WEBHOOK, new_id
 from smedje.domain.projects import Assignment, Member, Project, Role
 from smedje.domain.roles import CustomRole, Permission
+from smedje.domain.upkeep import Erasure, ErasureState
 from smedje.domain.webhooks import EventType, Webhook
 from smedje.services import projects, sessions
 from smedje.store import catalog as model_rows
 from smedje.store import members as member_rows
 from smedje.store import roles as role_rows
+from smedje.store import upkeep as upkeep_rows
 from smedje.store import webhooks as webhook_rows
 
 SNAPSHOT = Path(__file__).with_name("isolation_matrix.txt")
@@ -156,6 +158,21 @@ def a_role(world: World, project: Project) -> str:
     return role.id
 
 
+def an_erasure(world: World, project: Project) -> str:
+    erasure = Erasure(
+        id=new_id(ERASURE),
+        project_id=project.id,
+        created_at=1,
+        state=ErasureState.DONE,
+        leftovers=(),
+        certificate="{}",
+        sha256="0" * 64,
+    )
+    with world.server.ctx.database.transaction() as tx:
+        upkeep_rows.insert_erasure(tx, erasure)
+    return erasure.id
+
+
 # Path parameter -> how to make what it names. A new parameter needs a line here and one in NEVER.
 MAKERS: Mapping[str, Callable[[World, Project], str]] = {
     "file_id": a_file,
@@ -168,6 +185,7 @@ MAKERS: Mapping[str, Callable[[World, Project], str]] = {
     "key_id": lambda world, project: projects.create_key(world.server.ctx, project, name="k", role=Role.READER)[0].id,
     "upload_id": an_upload,
     "webhook_id": a_webhook,
+    "erasure_id": an_erasure,
     "role": a_role,
     "user": a_member,
 }
@@ -182,6 +200,7 @@ NEVER = {
     "key_id": KEY + "x" * 24,
     "upload_id": "upload_" + "x" * 24,
     "webhook_id": WEBHOOK + "x" * 24,
+    "erasure_id": ERASURE + "x" * 24,
     "role": ROLE + "x" * 24,
     "user": "nobody@example.org",
 }

@@ -14,7 +14,7 @@ from smedje.domain.projects import Project
 from smedje.domain.usage import UsageRecord
 from smedje.errors import Conflict, InvalidData, InvalidRequest, NotFound
 from smedje.objects.store import open_objects
-from smedje.services import catalog, deployments, estimate, finetuning
+from smedje.services import catalog, deployments, estimate, finetuning, removal
 from smedje.services import files as file_service
 from smedje.services.context import Context
 from smedje.services.job_request import JobDraft
@@ -182,7 +182,7 @@ def test_a_job_goes_on_from_a_tuned_model_or_a_checkpoint(ctx: Context, project:
         found = catalog.resolve(ctx, project.id, deployed.name)
         assert (found.model, found.adapter_key, found.deployment) == (name, key, deployed.name)
     with pytest.raises(Conflict, match="deployed as"):
-        catalog.delete_model(ctx, project, tuned.id)
+        removal.delete_model(ctx, project, tuned.id)
     assert [entry.name for entry in catalog.list_models(ctx, project)] == [TINY, tuned.id]
 
 

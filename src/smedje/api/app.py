@@ -14,6 +14,7 @@ from smedje.api.management import (
     catalog,
     costs,
     deployments,
+    erasures,
     estimate,
     hubs,
     keys,
@@ -24,6 +25,7 @@ from smedje.api.management import (
     quotas,
     reports,
     roles,
+    retention,
     users,
 )
 from smedje.api.middleware import Edge
@@ -67,7 +69,7 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         reports,
     ):
         app.include_router(part.router)
-    for part in (hubs, projects, members, keys, quotas, costs, audit, webhooks):
+    for part in (hubs, projects, members, keys, quotas, costs, audit, webhooks, retention, erasures):
         app.include_router(part.router)
     for part in (roles, users, me, audit_logs, sign_in):
         app.include_router(part.router)

@@ -20,6 +20,7 @@ from smedje.cli import (
     demo,
     deployments,
     doctor,
+    erase,
     exits,
     files,
     hubs,
@@ -29,6 +30,7 @@ from smedje.cli import (
     models,
     projects,
     quotas,
+    retention,
     roles,
     serve,
     usage,
@@ -62,6 +64,8 @@ app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(quotas.app, name="quotas")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(retention.app, name="retention")
+app.add_typer(erase.app, name="erase")
 app.command("usage")(usage.usage)
 app.add_typer(audit.app, name="audit")
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from smedje.domain.catalog import BaseModel, FineTunedModel, TrainingLimits, parse_model_name
 from smedje.domain.projects import Project
-from smedje.errors import Conflict, InvalidRequest, NotFound
+from smedje.errors import InvalidRequest, NotFound
 from smedje.modeling.catalog import find_base_model, load_catalog, search_catalog
 from smedje.modeling.folder import installed_folder, installed_models
-from smedje.services.audit import record_in
 from smedje.services.context import Context
 from smedje.services.training_spec import Origin
 from smedje.store import catalog as store
@@ -74,33 +73,6 @@ def get_model(ctx: Context, project: Project, name: str) -> ModelEntry:
 def search(text: str, *, family: str | None = None, method: str | None = None) -> tuple[BaseModel, ...]:
     """Catalog entries that hold every word of `text`, of one family, or that can be tuned by one method."""
     return search_catalog(text, family=family, method=method)
-
-
-def delete_model(ctx: Context, project: Project, name: str) -> None:
-    """Forget a fine-tuned model. Its checkpoints stay with their job.
-
-    Raises NotFound, Conflict naming the deployments that use it, and InvalidRequest for a base model.
-    """
-    entry = get_model(ctx, project, name)
-    if entry.fine_tuned is None:
-        what = "a checkpoint of a job" if name.startswith("ft:") else "a base model, shared by all projects"
-        raise InvalidRequest(
-            f"{name} is {what}; only fine-tuned models are deleted here. "
-            "Remove a base model from the machine with: smedje models remove NAME",
-            code="model_not_deletable",
-            param="model",
-        )
-    with ctx.database.transaction() as tx:
-        blocking = deployment_rows.list_deployments(tx, project.id, model=name)
-        if blocking:
-            names = ", ".join(sorted(deployment.name for deployment in blocking))
-            raise Conflict(
-                f"{name} is deployed as {names}. Delete {'that deployment' if len(blocking) == 1 else 'those'} first.",
-                code="model_deployed",
-                param="model",
-            )
-        store.delete_model(tx, project.id, name)
-        record_in(ctx, tx, "model.deleted", project.id, entry.fine_tuned.job_id)
 
 
 def resolve(ctx: Context, project_id: str, name: str) -> ResolvedModel:

@@ -173,6 +173,22 @@ def delete_file(ctx: Context, project: Project, file_id: str) -> None:
     file = get_file(ctx, project, file_id)
     _note(ctx, file)
     with ctx.database.transaction() as tx:
+    fed = keep_traces(ctx, file)
+    _remove(ctx, file)
+    return fed
+
+
+def remove_file(ctx: Context, project_id: str, file_id: str) -> bool:
+    """Forget a file, also one whose time is over; whether it was there."""
+    with ctx.database.transaction() as tx:
+        file = store.get_file(tx, project_id, file_id)
+    if file is None:
+        return False
+    keep_traces(ctx, file)
+    return _remove(ctx, file)
+
+
+def _remove(ctx: Context, file: File) -> bool:
         gone = store.delete_file(tx, project.id, file.id)
         if gone:
             record_in(ctx, tx, "file.deleted", project.id, file.id)

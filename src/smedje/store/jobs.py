@@ -108,14 +108,14 @@ def list_checkpoints(
     """At most `limit` of a job's checkpoints, newest first. Raises NotFound for an unknown `after`."""
     ours = [checkpoints.c.project_id == project_id, checkpoints.c.job_id == job_id]
     listing = Listing(table=checkpoints, scope=ours)
-    return [_checkpoint(row) for row in page(tx, listing, after=after, limit=limit)]
+    return [to_checkpoint(row) for row in page(tx, listing, after=after, limit=limit)]
 
 
 def find_checkpoint(tx: Connection, project_id: str, model_name: str) -> Checkpoint | None:
     """The project's checkpoint of this name."""
     named = (checkpoints.c.project_id == project_id, checkpoints.c.model_name == model_name)
     row = tx.execute(select(checkpoints).where(*named)).first()
-    return None if row is None else _checkpoint(row)
+    return None if row is None else to_checkpoint(row)
 
 
 def lease_lost(job_id: str) -> Conflict:
@@ -190,7 +190,8 @@ def _event(row: Row[Any]) -> JobEvent:
     )
 
 
-def _checkpoint(row: Row[Any]) -> Checkpoint:
+def to_checkpoint(row: Row[Any]) -> Checkpoint:
+    """A row of the table `checkpoints` as a checkpoint."""
     return Checkpoint(
         id=row.id,
         project_id=row.project_id,

@@ -95,10 +95,15 @@ def list_deliveries(
     return [_delivery(row) for row in page(tx, listing, after=after, limit=limit)]
 
 
-def delete_ended_deliveries(tx: Connection, *, before: int, project_id: str | None = None) -> int:
-    """Forget deliveries that ended before a time, of one project or of all; how many."""
-    old = [deliveries.c.ended_at < before, *([] if project_id is None else [deliveries.c.project_id == project_id])]
-    return tx.execute(delete(deliveries).where(*old)).rowcount
+def delete_deliveries_about(tx: Connection, project_id: str, object_id: str) -> None:
+    """Forget what was told about something; what still waits stays."""
+    ended = (deliveries.c.project_id == project_id, deliveries.c.object_id == object_id, deliveries.c.ended_at > 0)
+    tx.execute(delete(deliveries).where(*ended))
+
+
+def delete_ended_deliveries(tx: Connection, *, before: int) -> int:
+    """Forget deliveries that ended before a time; how many."""
+    return tx.execute(delete(deliveries).where(deliveries.c.ended_at < before)).rowcount
 
 
 def _values(webhook: Webhook) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from smedje.api.auth import CanDeleteModels, CanReadModels
 from smedje.api.state import Using
 from smedje.domain.projects import Project
 from smedje.services import catalog as service
+from smedje.services import removal
 from smedje.services.catalog import ModelEntry
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -58,6 +59,6 @@ def get_model(caller: CanReadModels, ctx: Using, model: str) -> ModelObject:
 
 @router.delete("/{model}")
 def delete_model(caller: CanDeleteModels, ctx: Using, model: str) -> ModelDeleted:
-    """Delete a fine-tuned model. Refused with 409 while deployments use it."""
-    service.delete_model(ctx, caller.project, model)
+    """Delete a fine-tuned model or a checkpoint with its bytes. Refused with 409 while something uses it."""
+    removal.delete_model(ctx, caller.project, model)
     return ModelDeleted(id=model)
