@@ -27,3 +27,8 @@ chaos-quota:
 .PHONY: chaos-upload
 chaos-upload:
 	@$(PYTHON) bootstrap.py bench chaos_upload $(ARGS)
+
+# The unmodified npm package against a live server; fetches it into a temporary folder, and needs node and npm.
+.PHONY: clients-node
+clients-node:
+	@SMEDJE_TEST_NODE=1 $(PYTHON) bootstrap.py test tests/e2e/test_clients.py -k npm $(ARGS)
