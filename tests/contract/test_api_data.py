@@ -198,6 +198,7 @@ def test_insights_rows_repair_and_lineage(server: Server) -> None:
         "object": "file.lineage",
         "id": source,
         "made_from": None,
+        "made_into": [made],
         "used_in": [],
     }
     job = server.client().fine_tuning.jobs.create(model=TINY, training_file=source)

@@ -16,16 +16,18 @@ from smedje.api.management import (
     deployments,
     erasures,
     estimate,
+    file_versions,
     hubs,
     keys,
+    locations,
     me,
     members,
     model_files,
     projects,
     quotas,
     reports,
-    roles,
     retention,
+    roles,
     users,
 )
 from smedje.api.middleware import Edge
@@ -67,9 +69,10 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         estimate,
         model_files,
         reports,
+        file_versions,
     ):
         app.include_router(part.router)
-    for part in (hubs, projects, members, keys, quotas, costs, audit, webhooks, retention, erasures):
+    for part in (hubs, projects, members, keys, quotas, costs, audit, webhooks, retention, erasures, locations):
         app.include_router(part.router)
     for part in (roles, users, me, audit_logs, sign_in):
         app.include_router(part.router)

@@ -4,6 +4,7 @@ Knows the data package's functions; the rules themselves are in smedje.data.
 """
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,16 +13,20 @@ import typer
 from smedje.cli import exits
 from smedje.cli.data_change import import_rows, repair, split
 from smedje.cli.output import JsonFlag, note, print_json, say
-from smedje.cli.report import has_errors, print_insights, print_report
+from smedje.cli.report import has_errors, print_pair, print_whole
 from smedje.errors import NotFound
 
 if TYPE_CHECKING:
     from smedje.chat.tokenizer import ChatTokenizer
+    from smedje.data.insights import Insights
+    from smedje.data.report import Report
 
 app = typer.Typer(help="Check, repair, convert and split data.", rich_markup_mode=None, no_args_is_help=True)
 app.command(name="repair")(repair)
 app.command(name="import")(import_rows)
 app.command(name="split")(split)
+
+SHOWN_ROWS = 3
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A chat JSON Lines file.")]
 
@@ -38,7 +43,7 @@ def check(
         str | None, typer.Option("--model", help="An installed base model: check lengths in its tokens too.")
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option("--validation", metavar="FILE", help="Look for its examples in FILE: leaks.")
+        Path | None, typer.Option("--validation", metavar="OTHER", help="Its validation file: report both, and leaks.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page too.")] = None,
     as_json: JsonFlag = False,
@@ -48,14 +53,18 @@ def check(
 
     found = _report(file, model, validation)
     if html is not None:
-        html.write_text(report_page(found, title=file.name), encoding="utf-8")
+        views = _views(file, model) if model is not None else []
+        html.write_text(report_page(found, title=file.name, views=views), encoding="utf-8")
         note(f"wrote {html}")
     if as_json:
         print_json(found)
     else:
-        print_report({name: value for name, value in found.items() if name != "insights"})
-        print_insights(found["insights"])
-    if has_errors(found):
+        print_whole(found)
+        if "validation" in found:
+            say(f"\nvalidation file {validation}:")
+            print_whole(found["validation"])
+            print_pair(found["pair"])
+    if has_errors(found) or has_errors(found.get("validation") or {}):
         raise typer.Exit(exits.FAILED)
 
 
@@ -71,7 +80,7 @@ def show(
 
     from smedje.data.view import view_line
 
-    view = view_line(existing(file), row, _tokenizer(model))
+    view = view_line(existing(file), row, tokenizer_of(model))
     if as_json:
         print_json(msgspec.to_builtins(view))
         return
@@ -95,23 +104,51 @@ def existing(file: Path) -> Path:
 
 
 def _report(file: Path, model: str | None, validation: Path | None) -> dict[str, Any]:
+    """The report of a file, with that of its validation file and of the two together when there is one."""
+    from smedje.data.insights import by_weight, insights_to_dict
+    from smedje.data.parts import compare_sides
+    from smedje.data.remedies import told_repairs
+    from smedje.data.report import report_to_dict
+
+    report, insights = _one(existing(file), model)
+    other: dict[str, Any] = {}
+    if validation is not None:
+        held, seen = _one(existing(validation), model)
+        sides = compare_sides(file, validation, (insights, seen))
+        insights = replace(insights, findings=by_weight([*insights.findings, *sides.findings]))
+        other["validation"] = {**report_to_dict(held), "insights": insights_to_dict(seen)}
+        other["validation"]["repairs"] = told_repairs(other["validation"], name=str(validation))
+        other["pair"] = {"labels": dict(sides.labels), "languages": dict(sides.languages)}
+    found = {**report_to_dict(report), "insights": insights_to_dict(insights), **other}
+    return {**found, "repairs": told_repairs(found, name=str(file))}
+
+
+def _views(file: Path, model: str) -> list[dict[str, Any]]:
+    """The first lines that are chats as training sees them, for the page."""
+    import msgspec
+
+    from smedje.data.forms import read_items
+    from smedje.data.view import view_line
+
+    lines = [item.line for item in islice((one for one in read_items(file) if one.example), SHOWN_ROWS)]
+    return [msgspec.to_builtins(view_line(file, line, tokenizer_of(model))) for line in lines]
+
+
+def _one(file: Path, model: str | None) -> "tuple[Report, Insights]":
     from smedje.data.counting import count_tokens
     from smedje.data.forms import validate_any
-    from smedje.data.insights import by_weight, find_leaks, insights_to_dict, look_at, with_token_bars
-    from smedje.data.report import report_to_dict, with_tokens
+    from smedje.data.insights import look_at, with_token_bars
+    from smedje.data.report import with_tokens
 
-    report, insights = validate_any(existing(file)), look_at(file)
-    if validation is not None:
-        leaks = find_leaks(file, existing(validation))
-        insights = replace(insights, findings=by_weight([*insights.findings, *leaks]))
+    report, insights = validate_any(file), look_at(file)
     if model is not None:
-        counted = count_tokens(file, _tokenizer(model), max_tokens=_limit(model))
+        counted = count_tokens(file, tokenizer_of(model), max_tokens=limit_of(model))
         report = with_tokens(report, counted.problems, counted.statistics)
         insights = with_token_bars(insights, counted.statistics)
-    return {**report_to_dict(report), "insights": insights_to_dict(insights)}
+    return report, insights
 
 
-def _tokenizer(model: str) -> "ChatTokenizer":
+def tokenizer_of(model: str) -> "ChatTokenizer":
     from smedje.chat.tokenizer import load_chat_tokenizer
     from smedje.modeling.folder import installed_folder
     from smedje.settings import load_settings
@@ -119,7 +156,7 @@ def _tokenizer(model: str) -> "ChatTokenizer":
     return load_chat_tokenizer(installed_folder(load_settings().home, model))
 
 
-def _limit(model: str) -> int | None:
+def limit_of(model: str) -> int | None:
     from smedje.modeling.catalog import load_catalog
 
     entry = load_catalog().get(model)

@@ -1,7 +1,7 @@
 """`smedje data repair`, `import` and `split`: a new file from another one, never in place. Knows options and output."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -11,32 +11,76 @@ from smedje.cli.output import JsonFlag, print_json, print_table, say
 from smedje.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from smedje.data.parse import ChatExample
+    from smedje.data.repair import Beside
 
 Seed = Annotated[int, typer.Option("--seed", help="Decides what is chosen; the same seed chooses the same.")]
 
 
 def repair(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A chat JSON Lines file; it stays as it is.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON Lines file; it stays as it is.")],
     out: Annotated[Path, typer.Option("--out", metavar="NEW", help="The file to write.")],
-    step: Annotated[list[str], typer.Option("--step", help="A repair step, such as drop_duplicates; repeat for more.")],
+    step: Annotated[
+        list[str] | None, typer.Option("--step", help="A repair step, such as drop_duplicates; repeat for more.")
+    ] = None,
+    advised: Annotated[bool, typer.Option("--advised", help="Every step that the file's report speaks for.")] = False,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="OTHER", help="Of drop_leaks: the file to compare with.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Of drop_too_long: an installed base model.")] = None,
     seed: Seed = 0,
+    diff: Annotated[bool, typer.Option("--diff", help="Print each changed line before and after.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a mended copy of a file: drop, trim, redact, rebalance."""
+    """Write a mended copy of a file: clean, merge, trim, redact, drop, rebalance."""
     import msgspec
 
-    from smedje.data.repair import check_steps, repair_file
+    from smedje.data.diff import diff_lines
+    from smedje.data.repair import Beside, check_steps, repair_file
 
-    steps = check_steps(step)
+    beside = Beside(against=against) if model is None else _beside(against, model)
+    steps = check_steps([*(step or ()), *(advised_steps(file) if advised else ())], beside)
     _check_out(file, out)
     with whole(out) as sink:
-        done = repair_file(file, sink.write, steps=steps, seed=seed)
+        done = repair_file(file, sink.write, steps=steps, seed=seed, beside=beside)
+    changed = list(diff_lines(file, out, done.changes)) if diff else []
     if as_json:
-        print_json({"out": str(out), "steps": list(steps), "summary": done.summary, **msgspec.to_builtins(done)})
+        body = {"out": str(out), "steps": list(steps), "summary": done.summary, **msgspec.to_builtins(done)}
+        print_json({**body, "diff": msgspec.to_builtins(changed)} if diff else body)
         return
     say(done.summary)
-    print_table(("LINE", "STEP", "ACTION"), [(one.line, one.step, one.action) for one in done.changes[:20]], empty="")
+    if diff:
+        print_diff(msgspec.to_builtins(changed))
+    else:
+        rows = [(one.line, one.step, one.action) for one in done.changes[:20]]
+        print_table(("LINE", "STEP", "ACTION"), rows, empty="")
+
+
+def print_diff(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Changed lines, before and after."""
+    for one in lines:
+        say(f"@@ line {one['line']}: {', '.join(one['steps'])}")
+        say(f"- {one['before']}")
+        if one["after"] is not None:
+            say(f"+ {one['after']}")
+
+
+def advised_steps(file: Path) -> list[str]:
+    """The steps that the file's own report speaks for, without those that need another file or a base model."""
+    from smedje.data.forms import validate_any
+    from smedje.data.insights import insights_to_dict, look_at
+    from smedje.data.remedies import advised
+    from smedje.data.report import report_to_dict
+
+    if not file.is_file():
+        raise NotFound(f"There is no file {file}.", code="no_such_path", param=str(file))
+    return advised({**report_to_dict(validate_any(file)), "insights": insights_to_dict(look_at(file))})
+
+
+def _beside(against: Path | None, model: str) -> "Beside":
+    from smedje.cli.data import limit_of, tokenizer_of
+    from smedje.data.repair import Beside
+
+    return Beside(against=against, tokenizer=tokenizer_of(model), max_tokens=limit_of(model))
 
 
 def import_rows(
@@ -104,61 +148,27 @@ def named_columns(given: list[str]) -> dict[str, str]:
 
 
 def split(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A chat JSON Lines file; it stays as it is.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON Lines file; it stays as it is.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where train, validation and test are written.")],
     shares: Annotated[str, typer.Option("--shares", help="Percentages: 80/20 or 80/10/10.")] = "80/20",
     seed: Seed = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Split a file by dialogue, so that no conversation is on both sides, with labels in proportion."""
-    from smedje.data.dialogues import DialogueGroups, split_shares
-    from smedje.data.insights import answer, label_counts
-    from smedje.data.parse import read_examples
+    from smedje.data.parts import check_shares, split_file, write_parts
 
-    parts = _shares(shares)
+    wanted = check_shares(shares)
     _check_out(file, out / "train.jsonl")
-    groups, answers = DialogueGroups(), []
-    lines: list[int] = []
-    example: ChatExample
-    for example in read_examples(file):
-        groups.add(example)
-        answers.append(answer(example))
-        lines.append(example.line)
-    labels = answers if label_counts(answers) else None
-    chosen = split_shares(len(lines), parts, seed=seed, groups=groups.groups(), labels=labels)
+    parts = split_file(file, wanted, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    names = ("train", "validation", "test")[: len(parts)]
-    written = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
-    _write_parts(
-        file, {lines[row]: out / f"{name}.jsonl" for name, rows in zip(names, chosen, strict=True) for row in rows}
-    )
+    with ExitStack() as stack:
+        sinks = {name: stack.enter_context((out / f"{name}.jsonl").open("wb")) for name in parts.lines}
+        write_parts(file, parts, {name: sink.write for name, sink in sinks.items()})
+    written = {name: len(lines) for name, lines in parts.lines.items()}
     if as_json:
-        print_json({"out": str(out), "seed": seed, "by_label": labels is not None, "rows": written})
+        print_json({"out": str(out), "seed": seed, "by_label": parts.by_label, "rows": written})
         return
     say(f"{out}: " + ", ".join(f"{rows} rows in {name}.jsonl" for name, rows in written.items()))
-
-
-def _write_parts(file: Path, targets: "dict[int, Path]") -> None:
-    from contextlib import ExitStack
-
-    from smedje.data.lines import read_lines
-
-    with ExitStack() as stack:
-        open_files = {path: stack.enter_context(path.open("wb")) for path in set(targets.values())}
-        for line in read_lines(file):
-            if line.number in targets and line.raw is not None:
-                open_files[targets[line.number]].write(line.raw + b"\n")
-
-
-def _shares(text: str) -> list[float]:
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise InvalidRequest(
-            f"--shares is {text!r}; write percentages such as 80/20 or 80/10/10.", code="invalid_value"
-        )
-    if sum(map(int, parts)) != 100:
-        raise InvalidRequest(f"--shares {text} adds up to {sum(map(int, parts))}, not to 100.", code="invalid_value")
-    return [int(part) / 100 for part in parts]
 
 
 @contextmanager

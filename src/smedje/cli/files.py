@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smedje.cli import exits
+from smedje.cli.files_change import diff, import_file, lineage, repair, split, told_fed, trace
 from smedje.cli.output import JsonFlag, note, print_fields, print_json, print_table, say, size, when
-from smedje.cli.report import has_errors, print_report
+from smedje.cli.report import has_errors, print_pair, print_report, print_whole
 from smedje.errors import InvalidRequest, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from smedje.cli.client import Client
 
-app = typer.Typer(help="Upload, look at and delete data files.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Upload, look at, mend and delete data files.", rich_markup_mode=None, no_args_is_help=True)
+app.command(name="repair")(repair)
+app.command(name="split")(split)
+app.command(name="import")(import_file)
+app.command(name="diff")(diff)
+app.command(name="lineage")(lineage)
+app.command(name="trace")(trace)
 
 FileId = Annotated[str, typer.Argument(metavar="FILE_ID", help="The file's id: file-...")]
 CHECK_SECONDS = 600
@@ -91,7 +98,7 @@ def delete(file_id: FileId, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(answer)
     else:
-        say(f"deleted {file_id}")
+        say(f"deleted {file_id}{told_fed(answer)}")
 
 
 @app.command()
@@ -123,16 +130,34 @@ def content(
 
 
 @app.command()
-def report(file_id: FileId, as_json: JsonFlag = False) -> None:
-    """Show a file's data report. Exit code 1 when it has errors."""
+def report(
+    file_id: FileId,
+    model: Annotated[
+        str | None, typer.Option("--model", help="An installed base model: lengths in its tokens too.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", metavar="FILE_ID", help="Its validation file: both, and leaks.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help="Write the report as a page too.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a file's data report, what it is like, and what mends it. Exit code 1 when it has errors."""
     from smedje.cli.client import open_client, segment
 
+    path, query = f"/api/files/{segment(file_id)}", {"model": model, "validation_file": validation}
     with open_client() as client:
-        found = client.get(f"/api/files/{segment(file_id)}/report")
+        found = client.get(f"{path}/report")
+        insights = client.get(f"{path}/insights", query)
+        if html is not None:
+            asked = "&".join(f"{name}={segment(value)}" for name, value in query.items() if value is not None)
+            with html.open("wb") as page:
+                page.writelines(client.download(f"{path}/page?{asked}"))
+            note(f"wrote {html}")
     if as_json:
-        print_json(found)
+        print_json({**found, "insights": insights})
     else:
-        print_report(found)
+        print_whole({**found, "insights": insights, "repairs": insights["repairs"]})
+        print_pair(insights.get("pair") or {})
     if has_errors(found):
         raise typer.Exit(exits.FAILED)
 

@@ -48,6 +48,28 @@ def _lines(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
                 yield prefix + name, str(value)
 
 
+def print_whole(report: Mapping[str, Any]) -> None:
+    """A file's report, what it is like, and what to type to mend it."""
+    print_report({name: report[name] for name in ("problems", "statistics", "verdict", "summary")})
+    print_insights(report["insights"])
+    print_repairs(report["repairs"])
+
+
+def print_pair(pair: Mapping[str, Any]) -> None:
+    """The shares of labels and languages in a training file and its validation file."""
+    for what, shares in pair.items():
+        rows = [(name, f"{first:.1%}", f"{second:.1%}") for name, (first, second) in shares.items()]
+        if rows:
+            print_table((what.upper(), "TRAINING", "VALIDATION"), rows[:SHOWN], empty="")
+
+
+def print_repairs(repairs: Sequence[Mapping[str, Any]]) -> None:
+    """For each repair what it mends and what to type."""
+    if repairs:
+        rows = [(", ".join(one["mends"]), one["command"]) for one in repairs]
+        print_table(("TO MEND", "TYPE"), rows, empty="")
+
+
 def print_insights(insights: Mapping[str, Any]) -> None:
     """The three things most worth mending, every finding, the languages and the bars of the examples' sizes."""
     for number, advice in enumerate(insights["advice"], 1):

@@ -16,13 +16,16 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 .error { color: var(--bad); } .warning { color: var(--warn); } .ok { color: var(--good); }
 .wide { overflow-x: auto; } figure { margin: 1rem 0; } rect { fill: var(--bar); } code { font-size: .9em; }
+mark { background: #ffe08a; color: #000; } pre { white-space: pre-wrap; border: 1px solid var(--line); padding: .5rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
 """
 
 
-def report_page(report: Mapping[str, Any], *, title: str) -> str:
-    """The page of a report as `smedje data check --json` prints it. title: the file's name; any text is safe."""
-    insights = report.get("insights") or {}
+def report_page(report: Mapping[str, Any], *, title: str, views: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page of a report as `smedje data check --json` prints it. title: the file's name; any text is safe.
+
+    views: lines as training sees them, in the JSON shape of `smedje data show`.
+    """
     verdict = str(report["verdict"])
     name = escape(title)
     parts = [
@@ -32,16 +35,67 @@ def report_page(report: Mapping[str, Any], *, title: str) -> str:
         f"<style>{_STYLE}</style></head><body><main>",
         f"<h1>Data report: {name}</h1>",
         f'<p class="{escape(verdict)}"><strong>{escape(str(report["summary"]))}</strong></p>',
-        *_advice(insights),
-        *_charts(insights.get("histograms") or {}),
-        *_counts("Languages (a guess from script and small words)", insights.get("languages")),
-        *_counts("Answers that look like labels", insights.get("labels")),
-        *_counts("Private data, examples of each kind", insights.get("private")),
-        *_statistics(report["statistics"]),
-        *_problems(report["problems"]),
+        *_sections(report),
+        *_views(views),
+        *_pair(report.get("pair") or {}),
+        *_other(report.get("validation")),
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _sections(report: Mapping[str, Any]) -> Iterator[str]:
+    """Everything about one file."""
+    insights = report.get("insights") or {}
+    yield from _advice(insights)
+    yield from _repairs(report.get("repairs") or ())
+    yield from _charts(insights.get("histograms") or {})
+    yield from _counts("Languages (a guess from script and small words)", insights.get("languages"))
+    yield from _counts("Answers that look like labels", insights.get("labels"))
+    yield from _counts("Private data, examples of each kind", insights.get("private"))
+    yield from _statistics(report["statistics"], insights)
+    yield from _problems(report["problems"])
+
+
+def _repairs(repairs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = [(", ".join(one["mends"]), one["command"], one.get("call", "")) for one in repairs]
+    yield from _table("What mends it", ("Finding", "Command", "Request"), rows)
+
+
+def _views(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines token by token; what is learnt is marked, and said in words for those who do not see the mark."""
+    if not views:
+        return
+    yield "<h2>Lines as training sees them</h2><p>What is <mark>marked</mark> is learnt; the rest is context.</p>"
+    for view in views:
+        for example in view["examples"]:
+            told = f"Line {view['line']}: {len(example['tokens'])} tokens, {example['trained']} learnt"
+            yield f'<h3>{told}</h3><pre class="wide" tabindex="0" aria-label="{told}">'
+            yield f"{_marked(example['tokens'])}</pre>"
+
+
+def _marked(tokens: Sequence[Mapping[str, Any]]) -> str:
+    pieces, learnt = [], False
+    for token in tokens:
+        if (token["weight"] > 0) is not learnt:
+            learnt = not learnt
+            pieces.append("<mark>" if learnt else "</mark>")
+        pieces.append(f'<span title="{token["id"]}">{escape(token["text"])}</span>')
+    return "".join(pieces) + ("</mark>" if learnt else "")
+
+
+def _pair(pair: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
+    for what, shares in pair.items():
+        rows = [(name, f"{first:.1%}", f"{second:.1%}") for name, (first, second) in shares.items()]
+        yield from _table(f"{what.capitalize()} in both files", ("", "Training", "Validation"), rows)
+
+
+def _other(report: Mapping[str, Any] | None) -> Iterator[str]:
+    if report is not None:
+        yield f'<section><h1>Validation file</h1><p class="{escape(report["verdict"])}"><strong>'
+        yield f"{escape(report['summary'])}</strong></p>"
+        yield from _sections(report)
+        yield "</section>"
 
 
 def _advice(insights: Mapping[str, Any]) -> Iterator[str]:
@@ -97,15 +151,17 @@ def _counts(title: str, counts: Mapping[str, int] | None) -> Iterator[str]:
         yield from _table(title, ("", "Examples", "Share"), rows)
 
 
-def _statistics(values: Mapping[str, Any]) -> Iterator[str]:
-    rows = [(name.replace("_", " "), value) for name, value in values.items() if isinstance(value, int | float)]
+def _statistics(values: Mapping[str, Any], insights: Mapping[str, Any]) -> Iterator[str]:
+    tokens = values.get("tokens") or {}
+    counts = {**values, **tokens, **{f"{role} messages": n for role, n in values.get("messages_by_role", {}).items()}}
+    rows = [(name.replace("_", " "), value) for name, value in counts.items() if isinstance(value, int | float)]
     spread = [
-        (name.replace("_", " "), *(value[key] for key in ("min", "p10", "median", "p90", "max")))
-        for name, value in {**values, **(values.get("tokens") or {})}.items()
+        (name.replace("_", " "), *(value.get(key, "") for key in ("min", "p10", "median", "p90", "p99", "max")))
+        for name, value in {**values, **insights, **tokens}.items()
         if isinstance(value, Mapping) and "median" in value
     ]
     yield from _table("Counts", ("", ""), rows)
-    yield from _table("Distributions", ("", "least", "10 %", "median", "90 %", "most"), spread)
+    yield from _table("Distributions", ("", "least", "10 %", "median", "90 %", "99 %", "most"), spread)
 
 
 def _problems(problems: Sequence[Mapping[str, Any]]) -> Iterator[str]:

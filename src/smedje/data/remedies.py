@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from shlex import quote
 from typing import Any
 
+from smedje.errors import InvalidRequest
+
 # Codes of problems (docs/data-format.md) that another step mends than the last resort, dropping the line.
 _STEPS: Mapping[str, str] = {
     "nul_character": "clean",
@@ -33,16 +35,23 @@ def step_for(code: str, severity: str) -> str | None:
     return _STEPS.get(code) or ("drop_invalid" if severity == "error" else None)
 
 
-def command_for(step: str, name: str, *, out: str | None = None) -> str:
-    """What to type. name: of the file on this machine; out: of the new one, None for one beside it."""
+def command_for(step: str, name: str) -> str:
+    """What to type for a file on this machine: a new one is written beside it."""
     stem, dot, ending = name.rpartition(".")
-    new = out or f"{stem or name}.repaired{dot}{ending if stem else ''}"
+    if step == "resplit":
+        return f"smedje data split {quote(name)} --out {quote((stem or name) + '-parts')} --shares 80/20"
+    new = f"{stem or name}.repaired{dot}{ending if stem else ''}"
     needs = f" {NEEDS[step][0]}" if step in NEEDS else ""
     return f"smedje data repair {quote(name)} --out {quote(new)} --step {step}{needs}"
 
 
 def call_for(step: str, file_id: str) -> dict[str, str]:
     """What to send to the server and what to type for a file that is there."""
+    if step == "resplit":
+        return {
+            "call": f'POST /api/files/{file_id}/split {{"shares": "80/20"}}',
+            "command": f"smedje files split {file_id} --shares 80/20",
+        }
     needs, body = (f" {NEEDS[step][0]}", f", {NEEDS[step][1]}") if step in NEEDS else ("", "")
     return {
         "call": f'POST /api/files/{file_id}/repair {{"steps": ["{step}"]{body}}}',
@@ -60,3 +69,28 @@ def repairs_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
         if step is not None and code not in found.setdefault(step, []):
             found[step].append(code)
     return found
+
+
+def told_repairs(
+    report: Mapping[str, Any], *, name: str | None = None, file_id: str | None = None
+) -> list[dict[str, Any]]:
+    """For each step of `repairs_of`: what it mends, and the command (and call) for a file here or on the server."""
+    return [
+        {
+            "step": step,
+            "mends": codes,
+            **({"command": command_for(step, name)} if name else call_for(step, file_id or "")),
+        }
+        for step, codes in repairs_of(report).items()
+    ]
+
+
+def advised(report: Mapping[str, Any]) -> list[str]:
+    """The steps that the report speaks for and that need nothing beside the file.
+
+    Raises InvalidRequest when there is none.
+    """
+    steps = [step for step in repairs_of(report) if step not in NEEDS and step != "resplit"]
+    if not steps:
+        raise InvalidRequest("The report speaks for no repair; name a step.", code="nothing_to_repair", param="steps")
+    return steps

@@ -28,6 +28,7 @@ class Distribution:
     mean: float
     p90: int
     max: int
+    p99: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def distribution(values: Sequence[int]) -> Distribution | None:
         mean=sum(ordered) / len(ordered),
         p90=percentile(90),
         max=ordered[-1],
+        p99=percentile(99),
     )
 
 
@@ -159,7 +161,7 @@ def _large_distribution(values: Sequence[int]) -> Distribution:
     import numpy as np
 
     ordered = np.sort(np.asarray(values, dtype=np.uint32))
-    ranks = {share: int(ordered[max(0, -(-share * len(ordered) // 100) - 1)]) for share in (10, 50, 90)}
+    ranks = {share: int(ordered[max(0, -(-share * len(ordered) // 100) - 1)]) for share in (10, 50, 90, 99)}
     total = int(ordered.sum(dtype=np.uint64))
     return Distribution(
         count=len(ordered),
@@ -170,6 +172,7 @@ def _large_distribution(values: Sequence[int]) -> Distribution:
         mean=total / len(ordered),
         p90=ranks[90],
         max=int(ordered[-1]),
+        p99=ranks[99],
     )
 
 

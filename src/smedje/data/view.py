@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from smedje.chat.template import render_examples
+from smedje.chat.template import render_examples, render_prompt
 from smedje.chat.tokenizer import ChatTokenizer
-from smedje.data.parse import parse_lines
+from smedje.data.forms import form_of, read_items
 from smedje.errors import InvalidData, NotFound
 
 
@@ -37,16 +37,22 @@ class LineView:
 def view_line(path: Path, line: int, tokenizer: ChatTokenizer) -> LineView:
     """The examples that training makes of line `line` (from 1), token by token, through the same path.
 
-    Raises NotFound when there is no such line, and InvalidData when it is no example; InvalidRequest when the chat
-    template refuses it.
+    A preference pair has two, the better answer first. Of a labelled text the last token is marked: there the label is
+    what is learnt. Raises NotFound when there is no such line, and InvalidData when it is no example; InvalidRequest
+    when the chat template refuses it.
     """
-    found = next((parsed for parsed in parse_lines(path) if parsed.line == line), None)
+    form = form_of(path)
+    found = next((item for item in read_items(path, form) if item.line == line), None)
     if found is None:
         raise NotFound(f"The file has no line {line}.", code="row_not_found", param="row")
     if found.example is None:
         problem = found.problems[0]
         raise InvalidData(f"Line {line}: {problem.message} {problem.remedy}", code=problem.code, param="row")
-    rendered = render_examples(tokenizer, found.example.to_messages(), tools=found.example.tools)
+    if form == "classification":
+        tokens = render_prompt(tokenizer, found.example.to_messages()[:-1])
+        return LineView(line, (_view(tokens, [0.0] * (len(tokens) - 1) + [1.0], tokenizer),))
+    pair = [found.example] if found.other is None else [found.example, found.other]
+    rendered = [row for one in pair for row in render_examples(tokenizer, one.to_messages(), tools=one.tools)]
     return LineView(line, tuple(_view(one.tokens, one.weights, tokenizer) for one in rendered))
 
 

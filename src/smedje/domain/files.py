@@ -5,9 +5,13 @@ from enum import StrEnum
 
 
 class FilePurpose(StrEnum):
-    """What a file is for. `fine-tune-results` is written by the product, never uploaded."""
+    """What a file is for. `fine-tune-results` is written by the product, never uploaded.
+
+    `user_data` is kept as it is, unchecked: what training files are imported from.
+    """
 
     FINE_TUNE = "fine-tune"
+    USER_DATA = "user_data"
     FINE_TUNE_RESULTS = "fine-tune-results"
 
 
@@ -63,3 +67,8 @@ def pending_key(file_id: str) -> str:
 def report_key(file_id: str) -> str:
     """Where a file's data report lives."""
     return f"reports/{file_id}.json"
+
+
+def traces_key(project_id: str, file_id: str) -> str:
+    """Where the digests of a file's rows are kept, also when the file was deleted after jobs had used it."""
+    return f"traces/{project_id}/{file_id}"

@@ -26,6 +26,7 @@ from smedje.domain.files import (
     lineage_key,
     pending_key,
     report_key,
+    traces_key,
 )
 from smedje.domain.ids import FILE, new_id
 from smedje.domain.projects import Project
@@ -34,13 +35,14 @@ from smedje.errors import InvalidRequest, NotFound, SmedjeError, TooLarge, Unava
 from smedje.services.audit import record_in
 from smedje.services.context import Context
 from smedje.services.quotas import check_room
+from smedje.services.traces import Fed, fed_by, keep_traces
 from smedje.store import files as store
 
 LIMIT_BYTES = 512 * 1024 * 1024
 LONGEST_NAME = 255
 INCOMING = "incoming/"
 PENDING = "pending"
-UPLOAD_PURPOSES = (FilePurpose.FINE_TUNE,)
+UPLOAD_PURPOSES = (FilePurpose.FINE_TUNE, FilePurpose.USER_DATA)
 SHORTEST_LIFE, LONGEST_LIFE = 3600, 2_592_000
 SHOWN_PROBLEMS = 3
 CACHE = "cache"
@@ -168,11 +170,9 @@ def read_report(ctx: Context, project: Project, file_id: str) -> bytes:
     return ctx.objects.get(report_key(file.id))
 
 
-def delete_file(ctx: Context, project: Project, file_id: str) -> None:
-    """Forget a file; its bytes go unless another file has the same. Raises NotFound."""
+def delete_file(ctx: Context, project: Project, file_id: str) -> Fed:
+    """Forget a file; its bytes go unless another file has the same. What it fed. Raises NotFound."""
     file = get_file(ctx, project, file_id)
-    _note(ctx, file)
-    with ctx.database.transaction() as tx:
     fed = keep_traces(ctx, file)
     _remove(ctx, file)
     return fed
@@ -189,10 +189,13 @@ def remove_file(ctx: Context, project_id: str, file_id: str) -> bool:
 
 
 def _remove(ctx: Context, file: File) -> bool:
-        gone = store.delete_file(tx, project.id, file.id)
+    _note(ctx, file)
+    with ctx.database.transaction() as tx:
+        gone = store.delete_file(tx, file.project_id, file.id)
         if gone:
-            record_in(ctx, tx, "file.deleted", project.id, file.id)
+            record_in(ctx, tx, "file.deleted", file.project_id, file.id)
     _settle(ctx, file.id, _Pending(project_id=file.project_id, sha256=file.sha256))
+    return gone
 
 
 def sweep(ctx: Context) -> int:
@@ -264,7 +267,11 @@ def local_bytes(ctx: Context, file: File) -> Path:
 
 
 def _validated(ctx: Context, file: File) -> File:
-    """Validate bytes that lie in their place, and record the file."""
+    """Validate bytes that lie in their place, and record the file. What is not for training has no report."""
+    if file.purpose is not FilePurpose.FINE_TUNE:
+        known = replace(file, status=FileStatus.PROCESSED)
+        _insert(ctx, known)
+        return known
     report = check_file(local_bytes(ctx, file))
     ctx.objects.put(report_key(file.id), report_to_json(report))
     details = _what_is_wrong(report)
@@ -300,7 +307,10 @@ def _settle(ctx: Context, file_id: str, pending: _Pending) -> None:
             ctx.objects.forget(content_key(pending.sha256), ctx.home / CACHE)
             forget_rows(ctx.home / "cache", pending.sha256)
     if not kept:
-        for key in (report_key(file_id), insights_key(file_id), lineage_key(file_id)):
+        # Of a file that fed no job nothing stays; of one that did, the digests of its rows.
+        fed = fed_by(ctx, pending.project_id, file_id).jobs
+        traces = () if fed else (traces_key(pending.project_id, file_id),)
+        for key in (report_key(file_id), insights_key(file_id), lineage_key(file_id), *traces):
             with suppress(SmedjeError):
                 ctx.objects.delete(key)
     ctx.objects.delete(pending_key(file_id))

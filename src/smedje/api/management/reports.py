@@ -1,43 +1,16 @@
-"""Data reports on the wire: problems, insights, one line as training sees it, repair and lineage."""
+"""Data reports on the wire: problems, insights, both as a page, and one line as training sees it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Response
-from pydantic import BaseModel, Field
 
-from smedje.api.auth import CanReadFiles, CanWriteFiles
-from smedje.api.bodies import Body
-from smedje.api.openai.files import FileObject, to_object
+from smedje.api.auth import CanReadFiles
 from smedje.api.state import Using
 from smedje.services import files as service
 from smedje.services import insights as insight_service
 
 router = APIRouter(prefix="/api/files", tags=["files"])
-
-
-class RepairBody(Body):
-    """Which steps to do; docs/data-report.md lists them. seed: decides what rebalancing keeps."""
-
-    steps: Annotated[list[str], Field(max_length=32)]
-    seed: int = 0
-
-
-class LineageObject(BaseModel):
-    """How a file was made: null for an upload. used_in: fine-tuning jobs that were given the file."""
-
-    object: Literal["file.lineage"] = "file.lineage"
-    id: str
-    made_from: dict[str, Any] | None
-    used_in: list[str]
-
-
-class RepairObject(BaseModel):
-    """A repair's new file and what happened to which line."""
-
-    object: Literal["file.repair"] = "file.repair"
-    file: FileObject
-    made_from: dict[str, Any]
 
 
 @router.get("/{file_id}/report")
@@ -55,23 +28,19 @@ def get_insights(
     return Response(found, media_type="application/json")
 
 
+@router.get("/{file_id}/page")
+def get_page(
+    caller: CanReadFiles, ctx: Using, file_id: str, model: str | None = None, validation_file: str | None = None
+) -> Response:
+    """Report and insights as one HTML page without scripts or links."""
+    found = insight_service.read_page(ctx, caller.project, file_id, model=model, validation=validation_file)
+    # A download: no browser may run user data, however escaped, as a page of this origin.
+    headers = {"content-disposition": 'attachment; filename="report.html"'}
+    return Response(found, media_type="text/html", headers=headers)
+
+
 @router.get("/{file_id}/rows/{row}")
 def get_row(caller: CanReadFiles, ctx: Using, file_id: str, row: Annotated[int, Path(ge=1)], model: str) -> Response:
     """One line (from 1) as training sees it: its tokens in the model's template, each with its weight."""
     view = insight_service.read_row(ctx, caller.project, file_id, row, model=model)
     return Response(msgspec.json.encode(view), media_type="application/json")
-
-
-@router.post("/{file_id}/repair")
-def repair_file(caller: CanWriteFiles, ctx: Using, file_id: str, body: RepairBody) -> RepairObject:
-    """Make a mended copy of a file. The file stays as it is."""
-    made, lineage = insight_service.repair(ctx, caller.project, file_id, steps=body.steps, seed=body.seed)
-    return RepairObject(file=to_object(made), made_from=msgspec.to_builtins(lineage))
-
-
-@router.get("/{file_id}/lineage")
-def get_lineage(caller: CanReadFiles, ctx: Using, file_id: str) -> LineageObject:
-    """From which file this one was made and how, and which jobs were given it."""
-    lineage, used = insight_service.read_lineage(ctx, caller.project, file_id)
-    made_from = None if lineage is None else msgspec.to_builtins(lineage)
-    return LineageObject(id=file_id, made_from=made_from, used_in=used)

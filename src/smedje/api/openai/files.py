@@ -34,12 +34,20 @@ class FileObject(BaseModel):
     status_details: Absent[str | None] = None
 
 
+class FedObject(BaseModel):
+    """What a deleted file was used for: fine-tuning jobs, and the models and checkpoints that were made of it."""
+
+    jobs: list[str]
+    models: list[str]
+
+
 class FileDeleted(BaseModel):
-    """OpenAI's answer to a deletion."""
+    """OpenAI's answer to a deletion. smedje: what the file fed, left out when that is nothing."""
 
     id: str
     object: Literal["file"] = "file"
     deleted: bool = True
+    smedje: Absent[FedObject | None] = None
 
 
 def to_object(file: File) -> FileObject:
@@ -87,8 +95,9 @@ def get_file(caller: CanReadFiles, ctx: Using, file_id: str) -> FileObject:
 @router.delete("/{file_id}")
 def delete_file(caller: CanWriteFiles, ctx: Using, file_id: str) -> FileDeleted:
     """Forget a file and, unless another file has the same, its bytes."""
-    service.delete_file(ctx, caller.project, file_id)
-    return FileDeleted(id=file_id)
+    fed = service.delete_file(ctx, caller.project, file_id)
+    told = FedObject(jobs=list(fed.jobs), models=list(fed.models)) if fed.jobs else None
+    return FileDeleted(id=file_id, smedje=told)
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
