@@ -47,8 +47,14 @@ class ServerProcess:
                 stdout=output,
                 stderr=output,
             )
-        said = wait_for(lambda: re.search(rb"ready at (http://\S+)", log.read_bytes()[mark:]), what="the server")
-        self.url = said[1].decode()
+
+        def ready() -> re.Match[bytes] | None:
+            told = log.read_bytes()[mark:]
+            assert self.process is not None
+            assert self.process.poll() is None, told.decode(errors="replace")[-2000:]
+            return re.search(rb"ready at (http://\S+)", told)
+
+        self.url = wait_for(ready, what="the server")[1].decode()
 
     def kill(self) -> None:
         """kill -9 the server alone: no goodbye, its workers go on."""
@@ -140,14 +146,14 @@ def wait_for(look: Callable[[], T | None], *, what: str, seconds: float = 120.0)
     return found
 
 
-def finished(client: OpenAI, job_id: str) -> FineTuningJob:
+def finished(client: OpenAI, job_id: str, *, seconds: float = 120.0) -> FineTuningJob:
     """The job once it has ended."""
 
     def look() -> FineTuningJob | None:
         job = client.fine_tuning.jobs.retrieve(job_id)
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-    return wait_for(look, what=f"the end of {job_id}")
+    return wait_for(look, what=f"the end of {job_id}", seconds=seconds)
 
 
 def events(client: OpenAI, job_id: str) -> list[FineTuningJobEvent]:
