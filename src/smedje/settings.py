@@ -32,6 +32,7 @@ class Settings:
     warm_seconds: a process that holds a base model for the next job ends after this long without one; 0: none is kept.
     warm_model: base model that is held from the server's start on; empty: the one of the latest job.
     lease_seconds: how long a scheduler may be silent before another takes its jobs.
+    location: the name of this machine as a compute target; hubs name it, and their jobs run here.
     outbound_allow: what the server may reach of addresses that users give (downloads, webhooks): `public` for the
     public internet, host names, `.example.org` for all names below it, networks; divided by commas. Empty: nothing.
     public_url: where browsers reach the server, for coming back from an identity provider; empty: wherever they say.
@@ -50,6 +51,7 @@ class Settings:
     warm_seconds: int = 600
     warm_model: str = ""
     lease_seconds: int = 8
+    location: str = "local"
     outbound_allow: str = ""
     public_url: str = ""
     oidc_issuer: str = ""

@@ -38,7 +38,6 @@ from smedje.store.database import Database
 if TYPE_CHECKING:
     from smedje.services.oidc import Provider
 
-LOCATION = "local"
 STOP_SECONDS = 15.0
 
 
@@ -50,7 +49,7 @@ def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
     """
     configure_logging()
     ctx = open_context(settings)
-    announce(ensure_defaults(ctx, settings.bootstrap_api_key, LOCATION))
+    announce(ensure_defaults(ctx, settings.bootstrap_api_key, ctx.location))
     sweep(ctx)
     sweep_uploads(ctx)
     executor = LocalExecutor()
@@ -96,6 +95,7 @@ def open_context(settings: Settings) -> Context:
         database=database,
         objects=open_objects(settings.objects_url),
         home=settings.home,
+        location=settings.location,
         outbound=parse_outbound(settings.outbound_allow),
     )
 

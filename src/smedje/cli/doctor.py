@@ -62,6 +62,7 @@ def examine(home: Path) -> Iterator[Row]:
     yield sqlite_row(_sqlite_version())
     yield _port_row()
     yield models_row(home)
+    yield location_row(home)
 
 
 def python_row(found: tuple[int, ...]) -> Row:
@@ -122,6 +123,21 @@ def models_row(home: Path) -> Row:
         return Row(name="models", status="ok", found=", ".join(names), required=False)
     remedy = "smedje models pull smollm2-135m-instruct"
     return Row(name="models", status="warning", found="none installed", remedy=remedy, required=False)
+
+
+def location_row(home: Path) -> Row:
+    """What this machine, as a place where jobs run, can train of what is installed."""
+    from smedje.errors import SmedjeError
+    from smedje.services.locations import abilities
+    from smedje.settings import load_settings
+
+    try:
+        about, name = abilities(home), load_settings().location
+    except SmedjeError as problem:
+        return Row(name="location", status="warning", found=problem.message, remedy="see above", required=False)
+    able = [one["name"] for one in about["models"] if one["installed"] and one["reason"] is None]
+    found = f"{name}: {', '.join(about['methods'])} on {', '.join(about['devices'])}; {', '.join(able) or 'no model'}"
+    return Row(name="location", status="ok", found=found, required=False)
 
 
 def _training_row() -> Row:

@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="HUB", help="The hub's name or id."
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="1 to 64 letters, digits, '_' or '-'.")],
     description: Annotated[str, typer.Option("--description", help="What it is for.")] = "",
-    location: Annotated[str, typer.Option("--location", help="Where its jobs run.")] = "local",
+    location: Annotated[str | None, typer.Option("--location", help="Where its jobs run.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="May be repeated.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -27,7 +27,9 @@ def create(
     from smedje.cli.client import open_client
 
     tags = dict(pair.partition("=")[::2] for pair in tag or ())
-    body = {"name": name, "description": description, "location": location, "tags": tags}
+    body = {"name": name, "description": description, "tags": tags}
+    if location is not None:
+        body["location"] = location
     with open_client() as client:
         _show(client.post(HUBS, body), as_json=as_json)
 

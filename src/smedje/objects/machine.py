@@ -1,9 +1,12 @@
-"""What this process may use of its machine: cores and memory, by the system's own limits. Imports no compute library.
+"""What this process may use of its machine: cores, memory, a GPU, by the system's own word. Imports no compute library.
 
 One truth for the server, its workers and `smedje doctor`. Knows Linux control groups; refuses to know what for.
 """
 
+import functools
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -36,6 +39,21 @@ def memory_limit(cgroup: Path = CGROUP) -> int | None:
         if words and words[0].isdigit():
             return int(words[0])
     return None
+
+
+@functools.cache
+def gpu() -> str | None:
+    """The first NVIDIA GPU's name, "NVIDIA" when only its driver shows, None without one."""
+    program = shutil.which("nvidia-smi")
+    if program:
+        command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return "NVIDIA"
+        if found.returncode == 0 and found.stdout.strip():
+            return found.stdout.splitlines()[0].strip()
+    return "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else None
 
 
 def _words(path: Path, count: int) -> tuple[str, ...]:

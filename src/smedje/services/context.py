@@ -18,6 +18,7 @@ class Context:
 
     home: state folder; installed base models lie below it. now: Unix seconds with fraction.
     actor: on whose behalf; the server's own unless a request says otherwise.
+    location: the compute target that this server speaks for.
     outbound: which addresses that users give may be reached; none unless said otherwise.
     wake: set when a job wants the scheduler's attention, so that nobody waits for its next look.
     """
@@ -27,6 +28,7 @@ class Context:
     home: Path
     now: Callable[[], float] = time.time
     actor: Actor = field(default_factory=Actor)
+    location: str = "local"
     outbound: Outbound = field(default_factory=Outbound)
     wake: threading.Event = field(default_factory=threading.Event)
 

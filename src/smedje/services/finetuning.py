@@ -35,6 +35,7 @@ from smedje.services.job_ends import moved
     check_suffix,
 )
 from smedje.services.run_events import job_event
+from smedje.services.locations import check_location
 from smedje.services.training_spec import base_defaults
 from smedje.store import jobs as store
 
@@ -98,6 +99,7 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
         if file_id is not None:
             _check_form(ctx, _check_file(ctx, project, file_id, param), param, method=draft.method)
     return JobRequest(
+    check_location(ctx, project, origin.base_model, draft.method)
         model=draft.model,
         base_model=origin.base_model,
         training_file=draft.training_file,

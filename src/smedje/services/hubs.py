@@ -18,12 +18,11 @@ from smedje.errors import Conflict, InvalidRequest, NotFound
 from smedje.services.access import demand
 from smedje.services.audit import Subject, record
 from smedje.services.context import Context
+from smedje.services.locations import check_name
 from smedje.services.projects import DEFAULT
 from smedje.store import projects as store
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?\Z")
-# Where jobs of a hub run. One process on one machine is the only compute target so far.
-LOCATIONS = ("local",)
 LONGEST_TEXT, LONGEST_TAG, MOST_TAGS = 1024, 256, 50
 
 
@@ -49,15 +48,13 @@ class ProjectForm:
     tags: Mapping[str, str] | None = None
 
 
-def create_hub(ctx: Context, caller: Principal, *, name: str, location: str, form: HubForm) -> Hub:
-    """A new hub. Needs hubs.write for the whole server. Raises InvalidRequest, and Conflict for a name in use."""
+def create_hub(ctx: Context, caller: Principal, *, name: str, location: str | None, form: HubForm) -> Hub:
+    """A new hub, at this server's own location unless another is named. Needs hubs.write for the whole server.
+
+    Raises InvalidRequest, and Conflict for a name in use.
+    """
     demand(caller, Permission.HUBS_WRITE)
-    if location not in LOCATIONS:
-        raise InvalidRequest(
-            f"There is no location {location[:100]!r}. Locations of this server: {', '.join(LOCATIONS)}.",
-            code="unknown_location",
-            param="location",
-        )
+    location = ctx.location if location is None else check_name(ctx, location)
     hub = Hub(id=new_id(HUB), name=_name(name, "hub"), display_name=name, location=location, created_at=ctx.seconds())
     hub = replace(hub, **_given(form))
     with ctx.database.transaction() as tx:

@@ -96,6 +96,7 @@ class Scheduler:
                 now=self.ctx.now(),
                 lease_seconds=self.limits.lease_seconds,
                 statuses=SUPERVISED,
+                location=self.ctx.location,
             )
         self._stop_unwanted_runs()
         for lease in held:

@@ -12,6 +12,7 @@ from smedje.domain.ids import USAGE, new_id
 from smedje.domain.usage import UsageRecord
 from smedje.services import erasure, orphans, retention
 from smedje.services.context import Context
+from smedje.services.locations import announce_location
 from smedje.store import upkeep as store
 from smedje.store import usage as usage_rows
 from smedje.store import webhooks as webhook_rows
@@ -53,6 +54,7 @@ def forget_deliveries(ctx: Context) -> int:
 
 
 STEPS: dict[str, tuple[int, Callable[[Context], int]]] = {
+    "location": (60, announce_location),
     "erasures": (60, erasure.resume),
     "storage": (HOUR, meter_storage),
     "retention": (HOUR, retention.apply_all),

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, or_, select, updat
 
 from smedje.domain.jobs import FineTuningJob, JobStatus
 from smedje.store.jobs import lease_lost, to_job
-from smedje.store.tables import jobs
+from smedje.store.tables import hubs, jobs, projects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,24 @@ class Lease:
 
 
 def claim_jobs(
-    tx: Connection, *, owner: str, now: float, lease_seconds: float, statuses: Collection[JobStatus]
+    tx: Connection,
+    *,
+    owner: str,
+    now: float,
+    lease_seconds: float,
+    statuses: Collection[JobStatus],
+    location: str | None = None,
 ) -> list[Lease]:
     """All jobs in `statuses` that this owner supervises from now until `now + lease_seconds`, oldest first.
 
     Taken are those that nobody holds or whose lease has ended; the fence counts up. Kept are those already ours; their
     fence stays. Ours are written again only in the second half of their lease, so an idle pass writes nothing.
+    location: only jobs of hubs that are there; None for all.
     """
-    wanted = jobs.c.status.in_([status.value for status in statuses])
+    wanted: ColumnElement[bool] = jobs.c.status.in_([status.value for status in statuses])
+    if location is not None:
+        here = select(projects.c.id).join(hubs, hubs.c.id == projects.c.hub_id).where(hubs.c.location == location)
+        wanted = and_(wanted, jobs.c.project_id.in_(here))
     ours = jobs.c.owner == owner
     free: ColumnElement[bool] = or_(jobs.c.owner.is_(None), and_(jobs.c.owner != owner, jobs.c.lease_until <= now))
     stale = and_(ours, jobs.c.lease_until <= now + lease_seconds / 2)
