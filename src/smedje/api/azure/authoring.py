@@ -4,19 +4,29 @@ Knows Azure's statuses, fields and defaults; what they do is the same as under O
 """
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from smedje.api.auth import CanReadFiles, CanReadJobs, CanReadModels, CanWriteFiles, CanWriteJobs
-from smedje.api.bodies import Body
+from smedje.api.openai.fine_tuning import (
+    AUTO,
+    CheckpointObject,
+    FineTuningJobBody,
+    JobEventObject,
+    Limit,
+    to_checkpoint,
+    to_draft,
+    to_event,
+)
 from smedje.api.paging import Page, page
 from smedje.api.state import Using
 from smedje.api.uploads import MULTIPART_SCHEMA, receive_file
 from smedje.domain.files import File
-from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent, JobStatus
+from smedje.domain.jobs import FineTuningJob, JobEvent, JobStatus
 from smedje.errors import InvalidRequest
 from smedje.services import admission, catalog, files, finetuning
 from smedje.services.job_request import HYPERPARAMETERS, JobDraft
@@ -25,10 +35,8 @@ FILES = "/openai/files"
 JOBS = "/openai/fine_tuning/jobs"
 # Azure has one word for all that comes before the first step.
 PENDING = frozenset({JobStatus.VALIDATING_FILES, JobStatus.QUEUED})
-AUTO = -1
+AUTO_NUMBER = -1
 SUFFIX = re.compile(r"[A-Za-z0-9_-]{1,40}\Z")
-
-Limit = Annotated[int, Query(ge=1, le=100)]
 
 router = APIRouter(tags=["azure"])
 
@@ -47,19 +55,10 @@ class AzureFile(BaseModel):
     status_details: str | None
 
 
-class AzureJobBody(Body):
+class AzureJobBody(FineTuningJobBody):
     """The body of a job's creation; -1 stands for "auto"."""
 
     wire_name: ClassVar[str] = "azure_job"
-
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    training_file: Annotated[str, Field(min_length=1, max_length=256)]
-    validation_file: Annotated[str | None, Field(max_length=256)] = None
-    suffix: str | None = None
-    seed: int | None = None
-    hyperparameters: dict[str, Any] | None = None
-    method: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
 
 
 class AzureJob(BaseModel):
@@ -83,30 +82,6 @@ class AzureJob(BaseModel):
     suffix: str | None
     organization_id: None = None
     integrations: None = None
-
-
-class AzureEvent(BaseModel):
-    """Azure's event object."""
-
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: str
-    message: str
-    type: str
-    data: dict[str, Any] | None
-
-
-class AzureCheckpoint(BaseModel):
-    """Azure's checkpoint object."""
-
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuned_model_checkpoint: str
-    fine_tuning_job_id: str
-    metrics: dict[str, float]
-    step_number: int
 
 
 class AzureModel(BaseModel):
@@ -208,7 +183,7 @@ def resume_job(caller: CanWriteJobs, ctx: Using, job_id: str) -> AzureJob:
 @router.get(JOBS + "/{job_id}/events")
 def list_events(
     caller: CanReadJobs, ctx: Using, job_id: str, after: str | None = None, limit: Limit = 20
-) -> Page[AzureEvent]:
+) -> Page[JobEventObject]:
     """The job's events, newest first."""
     found = finetuning.list_events(ctx, caller.project, job_id, after=after, limit=limit + 1)
     return page(found, limit, _event, lambda event: event.id)
@@ -218,10 +193,10 @@ def list_events(
 @router.get(JOBS + "/{job_id}/checkpoints")
 def list_checkpoints(
     caller: CanReadJobs, ctx: Using, job_id: str, after: str | None = None, limit: Limit = 10
-) -> Page[AzureCheckpoint]:
+) -> Page[CheckpointObject]:
     """The job's checkpoints, newest first."""
     found = finetuning.list_checkpoints(ctx, caller.project, job_id, after=after, limit=limit + 1)
-    return page(found, limit, _checkpoint, lambda checkpoint: checkpoint.id)
+    return page(found, limit, to_checkpoint, lambda checkpoint: checkpoint.id)
 
 
 @router.get("/openai/models")
@@ -257,30 +232,14 @@ def _draft(body: AzureJobBody) -> JobDraft:
             code="invalid_value",
             param="suffix",
         )
-    kind, numbers = "supervised", body.hyperparameters or {}
-    if body.method is not None:
-        kind = str(body.method.get("type"))
-        block = body.method.get(kind) or {}
-        numbers = (block.get("hyperparameters") if isinstance(block, dict) else None) or numbers
-    if not isinstance(numbers, dict):
-        raise InvalidRequest("hyperparameters must be an object.", code="invalid_value", param="hyperparameters")
-    return JobDraft(
-        model=body.model,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
-        suffix=body.suffix,
-        seed=body.seed,
-        method=kind,
-        hyperparameters={name: "auto" if value == AUTO else value for name, value in numbers.items()},
-        options={},
-        metadata=body.metadata,
-        legacy_form=body.method is None and body.hyperparameters is not None,
-    )
+    draft = to_draft(body)
+    numbers = {name: AUTO if value == AUTO_NUMBER else value for name, value in draft.hyperparameters.items()}
+    return replace(draft, hyperparameters=numbers)
 
 
 def _job(job: FineTuningJob) -> AzureJob:
     request, error, known = job.request, job.error, {**job.request.hyperparameters, **(job.resolved or {})}
-    numbers = {name: known.get(name, "auto") for name in HYPERPARAMETERS}
+    numbers = {name: known.get(name, AUTO) for name in HYPERPARAMETERS}
     return AzureJob(
         id=job.id,
         model=request.model,
@@ -295,7 +254,7 @@ def _job(job: FineTuningJob) -> AzureJob:
         estimated_finish=job.estimated_finish,
         error=None if error is None else {"code": error.code, "message": error.message},
         hyperparameters={
-            name: (1.0 if name == "learning_rate_multiplier" else AUTO) if value == "auto" else value
+            name: (1.0 if name == "learning_rate_multiplier" else AUTO_NUMBER) if value == AUTO else value
             for name, value in numbers.items()
         },
         seed=request.seed,
@@ -303,26 +262,9 @@ def _job(job: FineTuningJob) -> AzureJob:
     )
 
 
-def _event(event: JobEvent) -> AzureEvent:
-    return AzureEvent(
-        id=event.id,
-        created_at=event.created_at,
-        level="warning" if event.level == "warn" else event.level,
-        message=event.message,
-        type=event.type,
-        data=None if event.data is None else dict(event.data),
-    )
-
-
-def _checkpoint(checkpoint: Checkpoint) -> AzureCheckpoint:
-    return AzureCheckpoint(
-        id=checkpoint.id,
-        created_at=checkpoint.created_at,
-        fine_tuned_model_checkpoint=checkpoint.model_name,
-        fine_tuning_job_id=checkpoint.job_id,
-        metrics={"step": checkpoint.step, **checkpoint.metrics},
-        step_number=checkpoint.step,
-    )
+def _event(event: JobEvent) -> JobEventObject:
+    made = to_event(event)
+    return made.model_copy(update={"level": "warning"}) if made.level == "warn" else made
 
 
 def _model(entry: catalog.ModelEntry) -> AzureModel:
