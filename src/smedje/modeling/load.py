@@ -15,6 +15,7 @@ from torch import Tensor
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import read_decoder_config, read_raw_config, rope_regime, why_not_owned
 from smedje.modeling.fallback import FallbackDecoder, load_fallback
+from smedje.modeling.products import Numbers
 from smedje.modeling.transformer import Decoder
 
 
@@ -24,16 +25,19 @@ def load_decoder(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     context_length: int | None = None,
+    numbers: Numbers | None = None,
 ) -> Decoder | FallbackDecoder:
     """Load a base model for training or serving; every weight frozen.
 
     context_length: the longest sequence this job or deployment admits; picks longrope's factors (config.rope_regime).
+    numbers: what our own decoder stores and multiplies, in place of `dtype` for everything.
     Raises InvalidRequest (code invalid_base_model) naming the file or tensor at fault.
     """
     if why_not_owned(read_raw_config(folder)) is not None:
         return load_fallback(folder, dtype=dtype, device=device)
     config = read_decoder_config(folder)
-    decoder = Decoder(config, dtype=dtype, device=device, regime=rope_regime(config.rope, context_length))
+    regime = rope_regime(config.rope, context_length)
+    decoder = Decoder(config, dtype=dtype, device=device, regime=regime, numbers=numbers)
     _fill(decoder.export_state(), folder, tied=config.tie_embeddings)
     return decoder
 

@@ -3,9 +3,11 @@
 Knows which kernel: fp32 on the CPU goes through oneDNN, whose kernels follow what the processor can do. PyTorch's
 default (MKL) takes a slow path on processors not made by Intel: on a Zen 5 core 105 GFLOP/s against oneDNN's 240. Both
 are plain fp32; the choice depends on the build alone, never on timing, so that a resumed run repeats every bit.
-Refuses to know layers and adapters.
+Also knows mixed numbers: weights stored in bf16 under fp32 rows, multiplied exactly or in bf16. Refuses to know layers
+and adapters.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +15,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _PACKING_ROWS = 16  # a hint; any count above one gives a layout that serves all counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What weights are stored as, what flows between products (rows, norms, biases), and what products multiply.
+
+    bf16 products add up in fp32 and round what they give; fp32 products of bf16 weights are those of the same weights
+    stored in fp32, to the last bit.
+    """
+
+    weights: torch.dtype
+    rows: torch.dtype
+    products: torch.dtype
+
+
+def plain(dtype: torch.dtype) -> Numbers:
+    """One type for everything."""
+    return Numbers(weights=dtype, rows=dtype, products=dtype)
+
+
+BF16_PRODUCTS = Numbers(weights=torch.bfloat16, rows=torch.float32, products=torch.bfloat16)
+FP32_OF_BF16 = Numbers(weights=torch.bfloat16, rows=torch.float32, products=torch.float32)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias: [T, in], [out, in], [out] -> [T, out]. Without gradients."""
-    if weight.is_mkldnn or (_uses_onednn(x) and _is_dense(x) and _is_dense(weight)):
+    half = x.dtype == torch.bfloat16 == weight.dtype and x.device.type == "cpu" and _HAS_BF16
+    if weight.is_mkldnn or ((half or _uses_onednn(x)) and _is_dense(x) and _is_dense(weight)):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)
@@ -37,15 +63,27 @@ def packed(weight: Tensor) -> Tensor:
     return layout
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`product` with the gradient of x. A weight or bias that asks for its own gradient gets it, from autograd."""
+def frozen_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, multiply: torch.dtype | None = None
+) -> Tensor:
+    """`product` with the gradient of x. A weight or bias that asks for its own gradient gets it, from autograd.
+
+    multiply: the type in which x and a weight of another type are multiplied; the result has x's type.
+    """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return F.linear(x, weight, bias)
     if x.requires_grad and torch.is_grad_enabled():
         assert not weight.is_mkldnn, "packed weights are for inference"
-        out: Tensor = _FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        out: Tensor = _FrozenLinear.apply(x, weight, bias, multiply)  # type: ignore[no-untyped-call]
         return out
-    return product(x, weight, bias)
+    return _multiplied(x, weight, bias, multiply)
+
+
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: torch.dtype | None) -> Tensor:
+    if multiply is None or x.dtype == weight.dtype:
+        return product(x, weight, bias)
+    y = product(x.to(multiply), weight.to(multiply)).to(x.dtype)
+    return y if bias is None else y.add_(bias)
 
 
 def _uses_onednn(tensor: Tensor) -> bool:
@@ -59,11 +97,12 @@ def _is_dense(matrix: Tensor) -> bool:
 
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, multiply: torch.dtype | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return product(x, weight, bias)
+        ctx.multiply = multiply
+        return _multiplied(x, weight, bias, multiply)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        return product(grads[0], weight.T), None, None
+        return _multiplied(grads[0], weight.T, None, ctx.multiply), None, None, None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
 from smedje.modeling.fused import rms_norm, swiglu, turn_heads
-from smedje.modeling.products import frozen_linear, packed
+from smedje.modeling.products import Numbers, frozen_linear, packed, plain
 from smedje.modeling.rope import inverse_frequencies, turns
 
 
@@ -73,15 +73,17 @@ class _Pass(NamedTuple):
     sin: Tensor
     attend: Attend
     lora: LowRank | None
+    multiply: torch.dtype
 
 
 class Block(nn.Module):
     """The frozen weights of one layer, uninitialised; H hidden, D head size, I intermediate."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, config: DecoderConfig, *, numbers: Numbers, device: torch.device | str) -> None:
         super().__init__()
 
         def empty(*size: int) -> nn.Parameter:
+            dtype = numbers.weights if len(size) == 2 else numbers.rows
             return nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
         def empty_if(wanted: bool, *size: int) -> nn.Parameter | None:
@@ -113,6 +115,7 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A frozen causal language model over a flat token stream. Made by `load.load_decoder`; its weights start empty.
 
+    `numbers`: what it stores and what it multiplies; `dtype` for everything where they are not given.
     `regime`: which longrope factors this instance computes with, fixed for its life (config.rope_regime).
     """
 
@@ -123,8 +126,11 @@ class Decoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         regime: RopeRegime = "short",
+        numbers: Numbers | None = None,
     ) -> None:
         super().__init__()
+        self.numbers = plain(dtype) if numbers is None else numbers
+        dtype = self.numbers.weights
         self.config, self.regime = config, regime
         self.shape = config.shape
         self.slots = linear_slots(config)
@@ -132,8 +138,8 @@ class Decoder(nn.Module):
         shape = self.shape
         size = (shape.vocab_size, shape.hidden_size)
         self.embedding = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(config, dtype=dtype, device=device) for _ in range(shape.layers))
-        self.norm = nn.Parameter(torch.empty(size[1], dtype=dtype, device=device), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config, numbers=self.numbers, device=device) for _ in range(shape.layers))
+        self.norm = nn.Parameter(torch.empty(size[1], dtype=self.numbers.rows, device=device), requires_grad=False)
         self.output: Tensor = (
             self.embedding
             if config.tie_embeddings
@@ -155,20 +161,20 @@ class Decoder(nn.Module):
 
         Rows are independent but for `attend`, so a document's rows come out the same beside any neighbours.
         """
-        x = F.embedding(tokens, self.embedding)
+        x = F.embedding(tokens, self.embedding).to(self.numbers.rows)
         if noise is not None:
             x = x + noise.to(x.device, x.dtype)
         cos, sin = turns(positions, self.get_buffer("frequencies"), self.config.rope.scaling, x.dtype)
-        shared = _Pass(cos, sin, attend, lora)
+        shared = _Pass(cos, sin, attend, lora, self.numbers.products)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x = x + self._attention(layer, block, rms_norm(x, block.input_norm, self.config.norm_eps), shared)
-            x = x + self._mlp(layer, block, rms_norm(x, block.post_norm, self.config.norm_eps), lora)
+            x = x + self._mlp(layer, block, rms_norm(x, block.post_norm, self.config.norm_eps), shared)
         return rms_norm(x, self.norm, self.config.norm_eps)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of chosen rows: [R, H] -> [R, V]. The widest product of a small model: call it on wanted rows only."""
-        return frozen_linear(hidden, self.output)
+        return frozen_linear(hidden, self.output, multiply=self.numbers.products)
 
     def weight(self, site: Site) -> Tensor:
         """A fused linear's weight [out, in]; the same storage the forward pass reads."""
@@ -225,12 +231,12 @@ class Decoder(nn.Module):
     def _attention(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
         shape = self.shape
         rows = x.shape[0]
-        qkv = _linear(Site(layer, "qkv"), x, block.qkv, block.qkv_bias, shared.lora)
+        qkv = _linear(Site(layer, "qkv"), x, block.qkv, block.qkv_bias, shared)
         if block.q_norm is not None and block.k_norm is not None:
             qkv = self._normed_heads(qkv, block.q_norm, block.k_norm)
         sizes = (shape.heads, shape.kv_heads, shape.head_size)
         mixed = shared.attend(layer, *turn_heads(qkv, shared.cos, shared.sin, sizes))
-        return _linear(Site(layer, "o"), mixed.reshape(rows, -1), block.o, block.o_bias, shared.lora)
+        return _linear(Site(layer, "o"), mixed.reshape(rows, -1), block.o, block.o_bias, shared)
 
     def _normed_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Each query and key head normed over its own values, as Qwen3 does: [T, N * D] -> the same."""
@@ -239,11 +245,11 @@ class Decoder(nn.Module):
         q, k, v = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
         return torch.cat((rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v), dim=1).view(qkv.shape)
 
-    def _mlp(self, layer: int, block: Block, x: Tensor, lora: LowRank | None) -> Tensor:
-        gate_up = _linear(Site(layer, "gate_up"), x, block.gate_up, block.gate_up_bias, lora)
-        return _linear(Site(layer, "down"), swiglu(gate_up), block.down, block.down_bias, lora)
+    def _mlp(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
+        gate_up = _linear(Site(layer, "gate_up"), x, block.gate_up, block.gate_up_bias, shared)
+        return _linear(Site(layer, "down"), swiglu(gate_up), block.down, block.down_bias, shared)
 
 
-def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank | None) -> Tensor:
-    y = frozen_linear(x, weight, bias)
-    return y if lora is None else lora(site, x, y)
+def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, shared: _Pass) -> Tensor:
+    y = frozen_linear(x, weight, bias, multiply=shared.multiply)
+    return y if shared.lora is None else shared.lora(site, x, y)

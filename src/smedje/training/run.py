@@ -26,13 +26,16 @@ from smedje.errors import InvalidRequest
 from smedje.modeling.adapter import load_adapter
 from smedje.modeling.classifier import load_head
 from smedje.modeling.config import Slot, targets_of
+from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, TrainableLora
+from smedje.modeling.products import plain
 from smedje.modeling.transformer import CausalDecoder, Decoder
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.checkpoint import load_latest_state
 from smedje.training.loop import Job, Rows, State, StepRecord
 from smedje.training.optimizer import make_optimizer
+from smedje.training.precision import base_numbers, precision_of
 from smedje.training.resident import Resident, base_decoder, base_tokenizer
 from smedje.training.resolve import resolve_plan
 from smedje.training.spec import LoraSpec, TrainingSpec
@@ -55,7 +58,11 @@ def prepare(
     _check_weights(spec, _names(training.dataset) or ())
     plan = resolve_plan(len(training.indices), spec)
     _check_watch(spec, validation)
-    decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
+    numbers = base_numbers(spec, base)
+    if numbers == plain(torch.float32):
+        decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
+    else:
+        decoder = load_decoder(base, device=spec.device, context_length=spec.data.max_tokens, numbers=numbers)
     state = fresh_state(objects, spec, decoder, cache=cache, names=_names(training.dataset) or ())
     job = Job(
         plan=plan,
@@ -276,6 +283,7 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
         "seed": spec.seed,
         "threads": spec.threads,
         "device": spec.device,
+        "precision": precision_of(state.decoder),
         "load_seconds": round(load_seconds, 3),
         "resumed_from_step": state.step,
     }

@@ -14,6 +14,7 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     targets: last names of the linears to adapt, None for all. layers: numbers from 0, None for all; last_layers: only
     so many at the end, in place of `layers`. dora: magnitudes beside it (Liu et al. 2024). initial: object-storage
     prefix of the adapter that training continues from, None for a fresh one.
+    precision: what the frozen base model is multiplied in (training/precision.py).
     """
 
     rank: int = 16
@@ -25,6 +26,7 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     last_layers: int | None = None
     dora: bool = False
     initial: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
 
 class LossSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

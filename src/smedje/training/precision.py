@@ -1,0 +1,58 @@
+"""In which numbers a run holds its base model and multiplies: exact fp32, or bf16 where the processor has it.
+
+Knows the processor and the memory; decides from the spec alone otherwise. Refuses to know layers.
+"""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from smedje.errors import InvalidRequest
+from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
+from smedje.modeling.products import BF16_PRODUCTS, FP32_OF_BF16, Numbers, plain
+from smedje.modeling.transformer import CausalDecoder, Decoder
+from smedje.training.memory import weight_parameters
+from smedje.training.spec import TrainingSpec
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for bf16 products; without them they take many times as long as fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def base_numbers(spec: TrainingSpec, base: Path) -> Numbers:
+    """What the run's base model is stored as and multiplied in. Raises InvalidRequest for bf16 where it is not offered.
+
+    fp32 weights that would take more than half of the memory are stored in bf16 and still multiplied in fp32: exact
+    for models whose files are bf16.
+    """
+    asked = spec.lora.precision
+    if asked == "fp32" and not _is_large(spec, base):
+        return plain(torch.float32)
+    fits = spec.device == "cpu" and why_not_owned(read_raw_config(base)) is None
+    if asked == "bf16" and not (fits and multiplies_bf16()):
+        raise InvalidRequest(
+            "precision bf16 needs a processor with bf16 products (avx512_bf16 or AMX) and an architecture of our own; "
+            "this run has not both. Leave it out, or give auto.",
+            code="invalid_option",
+            param="smedje.precision",
+        )
+    if not fits:
+        return plain(torch.float32)
+    if asked != "fp32" and multiplies_bf16():
+        return BF16_PRODUCTS
+    return FP32_OF_BF16 if _is_large(spec, base) else plain(torch.float32)
+
+
+def precision_of(decoder: CausalDecoder) -> str:
+    """The name of what products of this decoder are computed in."""
+    return "bf16" if isinstance(decoder, Decoder) and decoder.numbers == BF16_PRODUCTS else "fp32"
+
+
+def _is_large(spec: TrainingSpec, base: Path) -> bool:
+    raw = read_raw_config(base)
+    stored = raw.get("dtype", raw.get("torch_dtype"))
+    if spec.device != "cpu" or why_not_owned(raw) is not None or stored != "bfloat16":
+        return False
+    return 4 * weight_parameters(read_decoder_config(base)) > psutil.virtual_memory().total // 2
