@@ -25,8 +25,8 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
-# Asked every few seconds by supervisors; their lines would drown the others.
-PROBES = ("/healthz", "/readyz")
+# What only looks is asked again and again, by supervisors, pages and scripts that wait; its lines would drown others.
+LOOKS = ("GET", "HEAD", "OPTIONS")
 
 log = structlog.get_logger("smedje.api")
 
@@ -73,7 +73,7 @@ class Edge:
                 raise  # The answer has begun; closing the connection is the only way left to say that it is not whole.
             await server_error()(scope, receive, send_with_headers)
         finally:
-            tell = log.debug if scope["path"] in PROBES else log.info
+            tell = log.debug if scope["method"] in LOOKS and status < 400 else log.info
             tell(
                 "request",
                 request_id=request_id,

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from smedje.training.resident import Resident
 
 HEARTBEAT_SECONDS = 2.0
+# Kernels that oneDNN keeps ready. A stream of another length needs about thirty new ones, 0.6 MiB each, so that its
+# own bound of 1024 costs more memory than small jobs take, for kernels that are hardly ever used again.
+KERNELS_KEPT = 128
 log = logging.getLogger("smedje.training")
 
 
@@ -130,6 +133,7 @@ def main(argv: Sequence[str] | None = None, *, resident: "Resident | None" = Non
     parser.add_argument("--cache", required=True, type=Path, help="folder for copies of remote objects")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
     objects = open_objects(arguments.objects)
     folder = RunFolder(objects, arguments.run)
     stop = threading.Event()
