@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from smedje.data.lines import LONGEST_LINE
+from smedje.data.forms import NAMES, Form, parse_item
+from smedje.data.lines import LONGEST_LINE, Line
 from smedje.data.validate import validate_file
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data-faults.md"
@@ -92,6 +93,46 @@ FAULTS: list[tuple[str, bytes, str]] = [
 ]
 
 
+PROMPT = {"messages": [USER]}
+
+
+def pair(**columns: object) -> bytes:
+    body: dict[str, object] = {"input": PROMPT, "preferred_output": [ANSWER], "non_preferred_output": [ANSWER | NO]}
+    return json.dumps({name: value for name, value in (body | columns).items() if value is not None}).encode()
+
+
+NO = {"content": "No idea."}
+OTHER_FAULTS: dict[Form, list[tuple[str, bytes, str]]] = {
+    "preference": [
+        ("a list in place of an object", b"[]", "data_type"),
+        ("no input", pair(input=None), "missing_preference_input"),
+        ("an input without messages", pair(input={}), "missing_preference_input"),
+        ("a key of input that is not known", pair(input=PROMPT | {"seed": 1}), "preference_unrecognized_key"),
+        ("one answer only", pair(non_preferred_output=None), "missing_preference_answers"),
+        ("both spellings", pair(preferred_completion=[ANSWER]), "missing_preference_answers"),
+        ("two messages as an answer", pair(preferred_output=[ANSWER, ANSWER]), "invalid_preference_answer"),
+        ("a user message as an answer", pair(preferred_output=[USER]), "invalid_preference_answer"),
+        ("the same answer twice", pair(non_preferred_output=[ANSWER]), "identical_answers"),
+        ("an empty answer", pair(preferred_output=[{**ANSWER, "content": ""}]), "missing_content"),
+        ("a prompt that ends with an answer", pair(input={"messages": [USER, ANSWER]}), "wrong_role_order"),
+    ],
+    "classification": [
+        ("a list in place of an object", b"[]", "data_type"),
+        ("no label", b'{"text": "a"}', "missing_label"),
+        ("a number as label", b'{"text": "a", "label": 3}', "missing_label"),
+        ("neither text nor messages", b'{"label": "a"}', "missing_text"),
+        (
+            "both text and messages",
+            json.dumps({"text": "a", "messages": [USER], "label": "a"}).encode(),
+            "missing_text",
+        ),
+        ("an empty text", b'{"text": " ", "label": "a"}', "missing_text"),
+        ("an answer at the end", row(USER, ANSWER, label="a"), "wrong_role_order"),
+        ("a role that does not exist", row({**USER, "role": "human"}, label="a"), "unrecognized_role"),
+    ],
+}
+
+
 def good(number: int) -> bytes:
     return row({"role": "user", "content": f"Question {number}"}, ANSWER)
 
@@ -173,6 +214,14 @@ def test_the_page_of_faults_is_what_the_validator_says(planted: tuple[Path, list
         found = next(problem for problem in problems if problem.line == place and problem.code == code)
         cells = (what, f"`{code}`", found.severity, f"`{found.path}`", found.message, found.remedy)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for form, faults in OTHER_FAULTS.items():
+        lines += ["", f"## Of {NAMES[form]}", "", *lines[4:6]]
+        for what, raw, code in faults:
+            told = {problem.code: problem for problem in parse_item(Line(1, raw), form).problems}
+            assert code in told, (what, told)
+            found = told[code]
+            cells = (what, f"`{code}`", found.severity, f"`{found.path}`", found.message, found.remedy)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     page = "\n".join(lines) + "\n"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         PAGE.write_text(page, encoding="utf-8")

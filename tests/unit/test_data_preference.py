@@ -90,7 +90,13 @@ def test_report_counts_pairs_and_problems(tmp_path: Path) -> None:
     few = write(tmp_path / "few.jsonl", *[pair()] * 8, "", pair(input=None))
     found = validate_preferences(few)
     assert (found.verdict, found.statistics.examples) == ("error", 9)
-    assert {p.code for p in found.problems} == {"invalid_n_examples", "blank_line", "missing_preference_input"}
+    assert {p.code for p in found.problems} == {
+        "invalid_n_examples",
+        "blank_line",
+        "duplicate_example",
+        "missing_preference_input",
+    }
+    assert found.statistics.duplicate_examples == 7
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import msgspec
 
 from smedje.chat.template import render_examples
 from smedje.chat.tokenizer import ChatTokenizer
-from smedje.data.encode import EncodedDataset
+from smedje.data.encode import EncodedDataset, conversation_digest
 from smedje.data.lines import Line, read_lines
 from smedje.data.parse import ChatExample, parse_line
 from smedje.data.problems import Problem, ProblemLog
@@ -90,12 +90,18 @@ def parse_pairs(path: Path) -> Iterator[PairLine]:
 def validate_preferences(path: Path) -> Report:
     """Every problem of a preference file, and its statistics. Roles and prompts are counted with the better answer."""
     log, examples, valid = ProblemLog(), 0, []
+    first: dict[tuple[int, int], int] = {}
     for parsed in parse_pairs(path):
         for problem in parsed.problems:
             log.add(problem)
         examples += not any(problem.code == "blank_line" for problem in parsed.problems)
         if parsed.pair is not None:
             valid.append(parsed.pair.preferred)
+            both = conversation_digest(parsed.pair.preferred), conversation_digest(parsed.pair.other)
+            earlier = first.setdefault(both, parsed.line)
+            if earlier != parsed.line:
+                message = f"The example is the same as line {earlier}."
+                log.add(Problem(parsed.line, "$", "duplicate_example", "warning", message, "Remove the copy."))
     if examples < FEWEST_EXAMPLES:
         code = "invalid_n_examples" if examples else "empty_file"
         message = f"Training file has {examples} example(s), but must have at least {FEWEST_EXAMPLES} examples."
