@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 # One value for each option that differs from its default, with what it needs beside it.
 VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "learning_rate": (1e-3, {}),
+    "tuning": ("full", {}),
     "lora_rank": (3, {}),
     "lora_alpha": (5.0, {}),
     "lora_dropout": (0.2, {}),

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from smedje.cli.output import JsonFlag, note, print_json, say, size
+from smedje.domain.catalog import FULL_WEIGHTS_FILE
 from smedje.errors import Conflict, InternalError, InvalidRequest
 
 FINE_TUNED = "ft:"
@@ -58,6 +59,12 @@ def export(
     with tempfile.TemporaryDirectory(prefix="smedje-export-") as scratch:
         adapter = Path(scratch)
         base = _fetch(name, adapter) if tuned else name
+        if kind is ExportFormat.ADAPTER and (adapter / FULL_WEIGHTS_FILE).exists():
+            raise InvalidRequest(
+                f"All weights of {name} were tuned, so it has no adapter. Export it as merged or gguf.",
+                code="not_an_adapter",
+                param="--format",
+            )
         if kind is ExportFormat.ADAPTER:
             shutil.copytree(adapter, out, dirs_exist_ok=True)
         else:

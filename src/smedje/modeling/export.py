@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smedje.domain.catalog import FULL_WEIGHTS_FILE
 from smedje.errors import InvalidRequest, SmedjeError, UnsupportedField
 from smedje.modeling.adapter import load_adapter
 from smedje.modeling.classifier import load_head
@@ -44,8 +45,9 @@ def export_merged(base: Path, adapter: Path | None, out: Path, *, dtype: str = "
     """
     if out.exists() and any(out.iterdir()):
         raise InvalidRequest(f"{out} is not empty. Name a folder that does not exist.", code="target_not_empty")
-    decoder = load_decoder(base)
-    state = dict(decoder.export_state()) if adapter is None else merged_state(decoder, *load_adapter(adapter))
+    whole = adapter is not None and (adapter / FULL_WEIGHTS_FILE).exists()
+    decoder = load_decoder(base, weights=adapter if whole else None)
+    state = dict(decoder.export_state()) if adapter is None or whole else merged_state(decoder, *load_adapter(adapter))
     out.mkdir(parents=True, exist_ok=True)
     for name in TEXT_FILES:
         if (base / name).is_file():
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("format", choices=("merged", "gguf"))
     parser.add_argument("base", type=Path, help="folder of an installed base model")
     parser.add_argument("out", type=Path, help="folder, or for gguf a file, to write")
-    parser.add_argument("--adapter", type=Path, help="folder of a LoRA adapter in PEFT's format")
+    parser.add_argument("--adapter", type=Path, help="folder of an adapter in PEFT's format, or of all weights")
     parser.add_argument("--type", choices=tuple(TYPES), default="f32", help="how numbers are stored")
     parser.add_argument("--name", default="model", help="the model's name inside the file")
     options = parser.parse_args(argv)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from smedje.errors import InvalidRequest
+from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.modeling.config import read_decoder_config, read_raw_config, rope_regime, why_not_owned
 from smedje.modeling.fallback import FallbackDecoder, load_fallback
 from smedje.modeling.products import Numbers
@@ -26,19 +26,23 @@ def load_decoder(
     device: torch.device | str = "cpu",
     context_length: int | None = None,
     numbers: Numbers | None = None,
+    weights: Path | None = None,
 ) -> Decoder | FallbackDecoder:
     """Load a base model for training or serving; every weight frozen.
 
+    weights: a folder whose safetensors files stand for the model folder's own, such as a checkpoint of a full tuning.
     context_length: the longest sequence this job or deployment admits; picks longrope's factors (config.rope_regime).
     numbers: what our own decoder stores and multiplies, in place of `dtype` for everything.
     Raises InvalidRequest (code invalid_base_model) naming the file or tensor at fault.
     """
     if why_not_owned(read_raw_config(folder)) is not None:
+        if weights is not None:
+            raise UnsupportedField(f"{folder} is of an architecture whose weights cannot be exchanged.", param="model")
         return load_fallback(folder, dtype=dtype, device=device)
     config = read_decoder_config(folder)
     regime = rope_regime(config.rope, context_length)
     decoder = Decoder(config, dtype=dtype, device=device, regime=regime, numbers=numbers)
-    _fill(decoder.export_state(), folder, tied=config.tie_embeddings)
+    _fill(decoder.export_state(), weights or folder, tied=config.tie_embeddings)
     return decoder
 
 

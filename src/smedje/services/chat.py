@@ -30,6 +30,7 @@ from smedje.services.catalog import ResolvedModel, resolve
 from smedje.services.chat_text import AnswerCalls, AnswerText, CallDelta, TokenText, joined
 from smedje.services.classifiers import LabelText, classifying, labels_of
 from smedje.services.context import Context
+from smedje.services.whole_models import engine_name, tuned_in_full
 from smedje.serving.engine import GRAMMAR_REFUSED, GenerationRequest
 from smedje.serving.supervisor import EnginePool
 
@@ -125,7 +126,7 @@ class ChatStream:
 class _Prepared:
     """A request with everything that generation needs. labels: of a classifier, else empty.
 
-    counts, cached: shared with the stream that is handed out.
+    whole: all weights were tuned. counts, cached: shared with the stream that is handed out.
     """
 
     request: ChatRequest
@@ -133,6 +134,7 @@ class _Prepared:
     folder: Path
     tokenizer: ChatTokenizer
     labels: tuple[str, ...]
+    whole: bool
     tokens: tuple[int, ...]
     grammar: str | None
     project: str
@@ -215,6 +217,7 @@ class Chat:
             folder=folder,
             tokenizer=tokenizer,
             labels=labels,
+            whole=tuned_in_full(self._ctx, resolved.adapter_key),
             tokens=tokens,
             grammar=answer_grammar(request.answer_format, request.tool_use, tokenizer.call_form),
             project=caller.project.id,
@@ -304,13 +307,17 @@ class Chat:
             # The choices of one seeded request must differ from each other and be the same again tomorrow.
             sampling=request.sampling if seed is None else replace(request.sampling, seed=_shifted(seed, index)),
             max_tokens=request.max_tokens,
-            adapter=prepared.resolved.adapter_key,
+            adapter=None if prepared.whole else prepared.resolved.adapter_key,
             # A classifier's answer is the number of a label, which may be that of any token.
             stop_ids=frozenset() if labels else frozenset(prepared.tokenizer.stop_ids),
             project=prepared.project,
             grammar=prepared.grammar,
         )
-        chunks = self._pool.generate(prepared.resolved.base_model, prepared.folder, generation)
+        base, key = prepared.resolved.base_model, prepared.resolved.adapter_key
+        if prepared.whole and key is not None:
+            chunks = self._pool.generate(engine_name(base, key), prepared.folder, generation, weights=key)
+        else:
+            chunks = self._pool.generate(base, prepared.folder, generation)
         assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
         async with aclosing(chunks):
             async for chunk in chunks:

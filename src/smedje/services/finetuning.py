@@ -37,6 +37,7 @@ from smedje.services.job_ends import moved
 from smedje.services.run_events import job_event
 from smedje.services.locations import check_location
 from smedje.services.training_spec import base_defaults
+from smedje.services.whole_models import tuned_in_full
 from smedje.store import jobs as store
 
 FEWEST_EXAMPLES = 10
@@ -83,6 +84,13 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
     except NotFound as problem:
         # The address exists, a field of the body is wrong: 400, where the same problem in a path is 404.
         raise InvalidRequest(problem.message, code=problem.code, param="model") from None
+    if tuned_in_full(ctx, origin.adapter_key) and draft.options.get("tuning") != "full":
+        raise InvalidRequest(
+            f"All weights of {draft.model} were tuned; a job goes on with it with smedje.tuning full. An adapter on it "
+            "is not offered: export it as merged and install that as a base model.",
+            code="wrong_model_kind",
+            param="model",
+        )
     if draft.method != "classification" and labels_of(ctx, origin.adapter_key):
         raise InvalidRequest(
             f"{draft.model} is a classifier; the method {draft.method} cannot go on with it. Use classification, or "

@@ -3,7 +3,7 @@
 The numbers and words follow OpenAI's where they have them; each refusal names the field, the value and the remedy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class JobDraft:
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] | None = None
     legacy_form: bool = False
+    integrations: Sequence[Any] | None = None
 
 
 def check_method(method: str) -> None:
@@ -196,6 +197,12 @@ def check_method_options(given: Mapping[str, Any], *, method: str, validation_fi
             code="conflicting_fields",
             param="smedje.class_weights",
         )
+    if method != "supervised" and options.tuning == "full":
+        raise InvalidRequest(
+            f"smedje.tuning 'full' is not offered beside the method {method}, which trains an adapter.",
+            code="conflicting_fields",
+            param="smedje.tuning",
+        )
     watches = options.checkpoint == "best" or options.early_stopping_patience is not None
     if options.validation_fraction == 0 and not validation_file and (watches or options.eval_every_steps):
         raise InvalidRequest(
@@ -207,10 +214,12 @@ def check_method_options(given: Mapping[str, Any], *, method: str, validation_fi
 
 
 def _check_rate_is_known(options: TrainingOptions, multiplier: Number, defaults: TrainingDefaults) -> None:
-    if options.optimizer not in RATED and options.learning_rate is None and multiplier == "auto":
+    rated = options.optimizer in RATED and options.tuning == "lora"
+    if not rated and options.learning_rate is None and multiplier == "auto":
+        what = options.optimizer if options.tuning == "lora" else "tuning all weights (usually 10 to 50 times less)"
         raise InvalidRequest(
-            f"This model's learning rate of {defaults.learning_rate:g} is for adamw and says nothing about "
-            f"{options.optimizer}. Give smedje.learning_rate, or a learning_rate_multiplier.",
+            f"This model's learning rate of {defaults.learning_rate:g} is for LoRA with adamw and says nothing about "
+            f"{what}. Give smedje.learning_rate, or a learning_rate_multiplier.",
             code="missing_field",
             param="smedje.learning_rate",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from smedje.domain.catalog import HEAD_FILE, LABELS_FILE
+from smedje.domain.catalog import FULL_WEIGHTS_FILE, HEAD_FILE, LABELS_FILE
 from smedje.domain.jobs import Checkpoint, FineTuningJob
 from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest, NotFound
@@ -17,12 +17,13 @@ from smedje.modeling.folder import is_complete, model_folder
 from smedje.services.certificate import check_certificate
 from smedje.services.classifiers import labels_of
 from smedje.services.context import Context
+from smedje.services.whole_models import tuned_in_full
 from smedje.store import catalog as model_rows
 from smedje.store import files as file_rows
 from smedje.store import jobs as job_rows
 
 CARD = "README.md"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS_FILE, HEAD_FILE)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS_FILE, HEAD_FILE, FULL_WEIGHTS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class _Source:
     checkpoint: Checkpoint | None
     digests: dict[str, str]
     labels: tuple[str, ...] = ()
+    full: bool = False
 
 
 def list_model_files(ctx: Context, project: Project, name: str) -> tuple[str, list[ModelFile]]:
@@ -99,6 +101,7 @@ def _source(ctx: Context, project: Project, name: str) -> _Source:
         checkpoint=checkpoint,
         digests=digests,
         labels=labels_of(ctx, key),
+        full=tuned_in_full(ctx, key),
     )
 
 
@@ -115,14 +118,15 @@ def _card(source: _Source) -> bytes:
     lines = [
         "---",
         f"base_model: {source.base_model}",
-        "library_name: peft",
+        f"library_name: {'transformers' if source.full else 'peft'}",
         f"pipeline_tag: {'text-classification' if source.labels else 'text-generation'}",
-        "tags: [lora, smedje]",
+        f"tags: [{'full' if source.full else 'lora'}, smedje]",
         "---",
         "",
         f"# {source.name}",
         "",
-        f"A LoRA adapter for `{source.base_model}`, taken after step {source.step}.",
+        f"{'All weights of' if source.full else 'A LoRA adapter for'} `{source.base_model}`, "
+        f"{'tuned and ' if source.full else ''}taken after step {source.step}.",
         "",
     ]
     if source.labels:

@@ -139,6 +139,11 @@ def propose(ctx: Context, spec: TrainingSpec, *, longest: int = 0, memory_bytes:
                 f"With max_tokens_per_example {smaller.data.max_tokens} and micro_batch_tokens "
                 f"{smaller.micro_batch_tokens} it needs about {need / 2**30:.1f} GiB and fits."
             )
+    if spec.lora.full:
+        adapted = replace(spec, lora=replace(spec.lora, full=False, initial=None))
+        need = predicted_memory(adapted)
+        if need <= room:
+            return f"With smedje.tuning lora it needs about {need / 2**30:.1f} GiB and fits."
     catalog = load_catalog()
     fitting = [
         catalog[one.name]
@@ -211,6 +216,7 @@ def _parameters(spec: TrainingSpec) -> int:
 
 
 def _disk(spec: TrainingSpec, plan: Plan) -> int:
-    """One adapter an epoch in fp32, and the two saved states with weights and moments."""
-    adapter = 4 * adapter_parameters(read_decoder_config(Path(spec.base_folder)), spec.lora.rank)
-    return adapter * (plan.n_epochs + 2 * 3)
+    """One adapter, or all weights, an epoch in fp32, and the two saved states with weights and moments."""
+    config = read_decoder_config(Path(spec.base_folder))
+    trained = weight_parameters(config) if spec.lora.full else adapter_parameters(config, spec.lora.rank)
+    return 4 * trained * (plan.n_epochs + 2 * 3)

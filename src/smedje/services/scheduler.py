@@ -215,7 +215,9 @@ class Scheduler:
                 job_rows.insert_events(tx, [job_event(job.id, now=now, message="Fine-tuning job started")])
             moved(self.ctx, tx, running, action="job.started")
         log_path = self.ctx.home / "logs" / f"{run.id}.log"
-        handle = None if self.warm is None else self.warm.start(run.id, spec.base_folder, log=log_path)
+        # A run that changes the base model's weights needs memory of its own for them.
+        warm = None if spec.lora.full else self.warm
+        handle = None if warm is None else warm.start(run.id, spec.base_folder, log=log_path)
         if handle is None:
             handle = self.executor.start(run.id, [*self.command, "--run", run.id], env=self.worker_env, log=log_path)
         if handle:

@@ -23,6 +23,8 @@ from smedje.training.spec import DataSpec, LoraSpec, TrainingSpec
 GENERAL_DEFAULTS = TrainingDefaults(learning_rate=3e-4, batch_size=0, max_tokens_per_example=2048)
 
 MICRO_BATCH_TOKENS = 2048
+# How often state for an exact resume is saved. All weights with their moments are gigabytes.
+STATE_SECONDS, FULL_STATE_SECONDS = 30.0, 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ def build_spec(
         watch=watch_spec(options),
         micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS,
         share_prefixes=options.share_prefixes,
+        state_seconds=FULL_STATE_SECONDS if options.tuning == "full" else STATE_SECONDS,
         earlier_runs=tuple(earlier_runs),
         threads=threads,
     )
@@ -108,7 +111,7 @@ def _data(ctx: Context, job: FineTuningJob, options: TrainingOptions) -> DataSpe
 def _lora(ctx: Context, options: TrainingOptions, adapter_key: str | None, defaults: TrainingDefaults) -> LoraSpec:
     """The adapter's shape: what was asked, else that of the adapter to continue, else the base model's default."""
     kept = LoraSpec(rank=defaults.lora_rank, alpha=float(defaults.lora_alpha))
-    if adapter_key is not None:
+    if adapter_key is not None and options.tuning == "lora":
         config = msgspec.json.decode(ctx.objects.get(f"{adapter_key}/adapter_config.json"))
         kept = LoraSpec(
             rank=int(config["r"]),

@@ -73,6 +73,7 @@ class _Slot:
         self.socket = Path()
         self.ready = False
         self.requests = 0
+        self.weights: str | None = None
         self.idle: asyncio.TimerHandle | None = None
 
 
@@ -89,16 +90,18 @@ class EnginePool:
         self._closed = False
 
     async def generate(
-        self, base_model: str, folder: Path, request: GenerationRequest
+        self, base_model: str, folder: Path, request: GenerationRequest, *, weights: str | None = None
     ) -> AsyncGenerator[TokenChunk, None]:
         """Chunks of one completion by the engine of `base_model`, whose installed model folder is `folder`.
 
+        weights: object-storage prefix of weights in place of the folder's own; such an engine has a name of its own.
         Starts the engine if need be; one found dead before its first chunk is replaced once. Close the iterator to
         cancel. Raises what serving.client.generate raises, and Unavailable when the engine does not start.
         """
         slot = self._slots.setdefault(base_model, _Slot())
         with self._in_use(slot):
             for last_try in (False, True):
+                slot.weights = weights
                 await self._make_ready(base_model, folder, slot)
                 socket, begun = slot.socket, False
                 try:
@@ -189,7 +192,7 @@ class EnginePool:
             self._folder = _private_folder()
         slot.ready = False
         slot.socket = self._folder / f"{next(self._starts)}.sock"
-        options = {
+        options: dict[str, object] = {
             "--model-folder": folder,
             "--socket": slot.socket,
             "--objects": settings.objects_url,
@@ -197,6 +200,8 @@ class EnginePool:
             "--threads": settings.threads,
             "--parent": os.getpid(),
         }
+        if slot.weights is not None:
+            options["--weights"] = slot.weights
         argv = [sys.executable, "-m", "smedje.serving.worker"]
         for name, value in options.items():
             argv += [name, str(value)]

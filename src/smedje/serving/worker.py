@@ -34,7 +34,10 @@ CACHE_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """The command line. threads: 0 means torch's own choice. parent: process whose end ends this one."""
+    """The command line. threads: 0 means torch's own choice. parent: process whose end ends this one.
+
+    weights: object-storage prefix of weights in place of the model folder's own.
+    """
 
     model_folder: Path
     socket: Path
@@ -42,6 +45,7 @@ class WorkerOptions:
     cache: Path
     threads: int
     parent: int
+    weights: str | None = None
 
 
 def parse_options(argv: Sequence[str] | None) -> WorkerOptions:
@@ -53,6 +57,7 @@ def parse_options(argv: Sequence[str] | None) -> WorkerOptions:
     parser.add_argument("--cache", type=Path, required=True, help="folder for adapters fetched from a bucket")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0 leaves it to torch")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="process whose end ends this one")
+    parser.add_argument("--weights", help="object-storage prefix of weights in place of the model's own")
     return WorkerOptions(**vars(parser.parse_args(argv)))
 
 
@@ -62,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = load_decoder(options.model_folder)
+    objects = open_objects(options.objects)
+    weights = None if options.weights is None else objects.local_folder(options.weights, options.cache)
+    model = load_decoder(options.model_folder, weights=weights)
     model.pack()
-    adapters = AdapterCache(model, open_objects(options.objects), folder=options.cache, capacity=MAX_ADAPTERS)
+    adapters = AdapterCache(model, objects, folder=options.cache, capacity=MAX_ADAPTERS)
     grammars = Grammars(options.model_folder / "tokenizer.json", vocabulary=model.shape.vocab_size)
     asyncio.run(_serve(TorchEngine(model, adapters, limits_for(model), grammars=grammars), options))
     return 0

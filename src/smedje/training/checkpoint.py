@@ -1,24 +1,28 @@
 """Saved state of a run, for an exact resume, and checkpoints, for people to deploy. The manifest comes last.
 
 Saved state = trained tensors, the optimizer's moments, counters, the best step. A checkpoint = a PEFT adapter folder,
-for a classifier with its head and label names beside it. Both lie under the run folder; a folder without a manifest,
-or whose digests do not match it, does not exist as far as a reader is concerned.
+for a classifier with its head and label names beside it, or one file with all weights. Both lie under the run folder; a
+folder without a manifest, or whose digests do not match it, does not exist as far as a reader is concerned.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import safetensors.torch
 import torch
 
+from smedje.domain.catalog import FULL_WEIGHTS_FILE
 from smedje.errors import NotFound
 from smedje.modeling.adapter import adapter_files
 from smedje.modeling.classifier import head_files
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
+from smedje.training.full import write_tensors
 from smedje.training.loop import Best, State
 
 KEEP_STATES = 2
@@ -44,9 +48,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seal: str = ""
 
 
-def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes], manifest: Manifest) -> None:
+def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes | Path], manifest: Manifest) -> None:
     for name, content in files.items():
-        objects.put(f"{prefix}/{name}", content)
+        if isinstance(content, Path):
+            objects.put_file(f"{prefix}/{name}", content)
+        else:
+            objects.put(f"{prefix}/{name}", content)
     objects.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(msgspec.structs.replace(manifest, seal=_seal(manifest))))
 
 
@@ -65,8 +72,15 @@ def _read_manifest(objects: Objects, folder: RunFolder, key: str) -> Manifest:
     return manifest
 
 
-def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+def _digests(files: Mapping[str, bytes | Path]) -> dict[str, str]:
+    return {name: _digest(content) for name, content in files.items()}
+
+
+def _digest(content: bytes | Path) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
@@ -77,20 +91,30 @@ def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
         for key, value in state.optimizer.state.get(parameter, {}).items():
             if value is not None:
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().contiguous()
-    files = {STATE_FILE: safetensors.torch.save(tensors)}
     best = state.best
-    manifest = Manifest(
-        step=state.step,
-        trained_tokens=state.trained_tokens,
-        files=_digests(files),
-        best_step=best.step,
-        best_loss=best.loss if math.isfinite(best.loss) else None,
-        best_since=best.since,
-        run=folder.run_id,
-    )
-    _publish(objects, folder.state_prefix(state.step), files, manifest)
+    with TemporaryDirectory(prefix="smedje-state-") as scratch:
+        files = {STATE_FILE: _packed(state, tensors, Path(scratch) / STATE_FILE)}
+        manifest = Manifest(
+            step=state.step,
+            trained_tokens=state.trained_tokens,
+            files=_digests(files),
+            best_step=best.step,
+            best_loss=best.loss if math.isfinite(best.loss) else None,
+            best_since=best.since,
+            run=folder.run_id,
+        )
+        _publish(objects, folder.state_prefix(state.step), files, manifest)
     for step in saved_steps(objects, folder)[:-KEEP_STATES]:
         objects.delete_prefix(folder.state_prefix(step))
+
+
+def _packed(state: State, tensors: Mapping[str, torch.Tensor], path: Path) -> bytes | Path:
+    """The tensors as a safetensors file: an adapter's in memory, those of a whole model on disk."""
+    if state.lora is not None:
+        packed: bytes = safetensors.torch.save(dict(tensors))
+        return packed
+    write_tensors(path, tensors)
+    return path
 
 
 def saved_steps(objects: Objects, folder: RunFolder) -> list[int]:
@@ -112,16 +136,18 @@ def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> 
     """
     prefix = folder.state_prefix(step)
     manifest = _read_manifest(objects, folder, f"{prefix}/{MANIFEST}")
-    raw = objects.get(f"{prefix}/{STATE_FILE}")
-    if hashlib.sha256(raw).hexdigest() != manifest.files[STATE_FILE]:
-        raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
-    tensors = safetensors.torch.load(raw)
+    with TemporaryDirectory(prefix="smedje-state-") as scratch:
+        saved = objects.local_path(f"{prefix}/{STATE_FILE}", Path(scratch))
+        if _digest(saved) != manifest.files[STATE_FILE]:
+            raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
+        tensors = safetensors.torch.load_file(saved)
     with torch.no_grad():
         for name, parameter in state.trained().items():
             parameter.copy_(tensors.pop(f"weight/{name}"))
     for name, parameter in state.trained().items():
         ending = "/" + name
-        moments = {key.removesuffix(ending): value for key, value in tensors.items() if key.endswith(ending)}
+        # Copies: what was read may lie in the file's own pages.
+        moments = {key.removesuffix(ending): value.clone() for key, value in tensors.items() if key.endswith(ending)}
         if moments:
             state.optimizer.state[parameter] = moments
     state.step = manifest.step
@@ -150,20 +176,26 @@ def save_checkpoint(
     metrics: Mapping[str, float],
     labels: Sequence[str] = (),
 ) -> str:
-    """Publish the adapter of `state.step` in PEFT's format; returns its object-storage prefix.
+    """Publish the adapter of `state.step` in PEFT's format, or all weights; returns its object-storage prefix.
 
     labels: a classifier's label names, in the order of its head's rows.
     """
     prefix = folder.checkpoint_prefix(state.step)
-    files = adapter_files(state.lora.weights(), state.lora.config, base_model)
-    if state.head is not None:
-        files |= head_files(state.head, labels)
-    manifest = Manifest(
-        step=state.step,
-        trained_tokens=state.trained_tokens,
-        files=_digests(files),
-        metrics=dict(metrics),
-        run=folder.run_id,
-    )
-    _publish(objects, prefix, files, manifest)
+    with TemporaryDirectory(prefix="smedje-checkpoint-") as scratch:
+        files: dict[str, bytes | Path] = {}
+        if state.lora is None:
+            files[FULL_WEIGHTS_FILE] = Path(scratch) / FULL_WEIGHTS_FILE
+            write_tensors(Path(scratch) / FULL_WEIGHTS_FILE, state.decoder.export_state())
+        else:
+            files |= adapter_files(state.lora.weights(), state.lora.config, base_model)
+        if state.head is not None:
+            files |= head_files(state.head, labels)
+        manifest = Manifest(
+            step=state.step,
+            trained_tokens=state.trained_tokens,
+            files=_digests(files),
+            metrics=dict(metrics),
+            run=folder.run_id,
+        )
+        _publish(objects, prefix, files, manifest)
     return prefix

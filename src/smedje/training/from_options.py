@@ -84,6 +84,8 @@ def lora_spec(options: TrainingOptions, kept: LoraSpec, *, initial: str | None) 
 
     initial: where the adapter to continue lies.
     """
+    if options.tuning == "full":
+        return LoraSpec(full=True, initial=initial)
     layers, last = kept.layers, kept.last_layers
     if isinstance(options.lora_layers, int):
         layers, last = None, -options.lora_layers

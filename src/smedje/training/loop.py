@@ -71,12 +71,14 @@ class Best:
 class State:
     """What changes: the adapter, the optimizer, and how far they have come. trained_tokens: all tokens of rows seen.
 
+    lora: None where the decoder's own weights are trained, which are `weights` by name then.
     head: classes by hidden size, of a classifier. reference: the frozen adapter that preference training starts from.
     """
 
     decoder: CausalDecoder
-    lora: TrainableLora
+    lora: TrainableLora | None
     optimizer: torch.optim.Optimizer
+    weights: Mapping[str, torch.nn.Parameter] = field(default_factory=dict)
     head: torch.nn.Parameter | None = None
     reference: TrainableLora | None = None
     step: int = 0
@@ -85,7 +87,7 @@ class State:
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Every trained tensor by a name of its own."""
-        named = dict(self.lora.named_parameters())
+        named = dict(self.weights if self.lora is None else self.lora.named_parameters())
         return named if self.head is None else {**named, "head": self.head}
 
 
@@ -140,8 +142,9 @@ def _optimizer_step(job: Job, state: State, chosen: Sequence[int]) -> StepRecord
     began = time.perf_counter()
     rate = rate_at(state.step, job.plan)
     set_rate(state.optimizer, rate)
-    state.lora.train()
-    state.lora.set_rng_state(_dropout_stream(job, state.step))
+    if state.lora is not None:
+        state.lora.train()
+        state.lora.set_rng_state(_dropout_stream(job, state.step))
     state.optimizer.zero_grad(set_to_none=True)
     sums = _gradients(job, state, _parts(job, job.training, chosen))
     weight = sum(s.weight for s in sums)
@@ -212,7 +215,7 @@ def _gradients(job: Job, state: State, parts: Sequence[list[int]]) -> list[Sums]
 
 def _noisy(job: Job, state: State, indices: Sequence[int], batch: TensorBatch) -> CausalDecoder:
     """The decoder under this step's noise for these rows, which are laid end to end; as it is outside training."""
-    if not (job.objective.neftune_alpha and state.lora.training):
+    if not (job.objective.neftune_alpha and torch.is_grad_enabled()):
         return state.decoder
     # Odd primes keep (seed, step, row) apart; nothing else depends on how they are mixed.
     seeds = [(job.seed * 1_000_003 + state.step) * 1_000_033 + i for i in indices]
@@ -226,6 +229,7 @@ def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: L
         case PreferenceDataset() as pairs:
             both = [2 * i + side for i in indices for side in (0, 1)]
             batch = to_tensors(flat_batch(pairs.answers, both), job.device)
+            assert state.lora is not None, "preferences train an adapter"
             return preference(state.decoder, state.lora, state.reference, batch, beta=job.objective.beta)
         case LabelledDataset() as labelled:
             assert state.head is not None
@@ -287,7 +291,8 @@ def _watched(job: Job, state: State, record: StepRecord) -> StepRecord:
 def validate(job: Job, state: State, indices: Sequence[int]) -> Figures:
     """The figures of these validation rows, dropout off, with the plain loss whatever the job trains with."""
     assert job.validation is not None
-    state.lora.eval()
+    if state.lora is not None:
+        state.lora.eval()
     with torch.inference_mode():
         parts = list(_parts(job, job.validation, indices))
         return figures_of([_sums(job, state, job.validation, part, loss=PLAIN) for part in parts])

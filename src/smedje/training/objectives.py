@@ -74,7 +74,9 @@ def to_tensors(stream: FlatBatch | Forest, device: str) -> TensorBatch:
 
 def supervised(decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch, loss: LossSpec = PLAIN) -> Sums:
     """The loss of labelled rows only; the head never sees the others."""
-    if loss.kind == "cross_entropy":
+    # Without an adapter the weights themselves are trained, and the head's gradient is wanted too.
+    whole = lora is None and torch.is_grad_enabled()
+    if loss.kind == "cross_entropy" and not whole:
         hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
         rows = hidden.index_select(0, batch.target_rows)
         total, correct = summed_cross_entropy(decoder.head, rows, batch.targets, batch.weights)

@@ -28,8 +28,9 @@ BELONGS_TO: dict[str, tuple[str, ...]] = {
 
 
 class AdapterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Knobs of the adapter (Hu et al. 2021, arXiv:2106.09685).
+    """What is trained: an adapter (Hu et al. 2021, arXiv:2106.09685) with its knobs, or all weights.
 
+    tuning: `lora` or `full`; with `full` the other knobs here have no meaning and the rate must be given.
     lora_rank, lora_alpha, lora_dropout: size, scale and dropout; None: the base model's default. rslora: scale
     alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023, arXiv:2312.03732). lora_targets: last names of the
     linears to adapt, None for all. lora_layers: numbers of the layers to adapt, or -n for the last n; None for all.
@@ -38,6 +39,7 @@ class AdapterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     in half the time, rounded to 8 bits, on processors that have it. auto: bf16 there, else fp32.
     """
 
+    tuning: Literal["lora", "full"] = "lora"
     lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
     lora_alpha: Annotated[float, Meta(gt=0, le=1024)] | None = None
     lora_dropout: Fraction = 0.0
@@ -158,6 +160,12 @@ def _check_combinations(options: TrainingOptions) -> None:
         raise _ignored("scheduler_power", f"scheduler {options.scheduler!r}", "Give scheduler: polynomial with it.")
     if options.warmup_steps is not None and options.warmup_ratio != 0.05:
         raise _ignored("warmup_ratio", "warmup_steps", "Give one of the two.")
+    if options.tuning == "full":
+        for name in AdapterOptions.__struct_fields__:
+            if name != "tuning" and getattr(options, name):
+                raise _ignored(name, "tuning 'full'", "It belongs to the adapter, and there is none.")
+        if options.optimizer == "muon":
+            raise _ignored("tuning", "optimizer 'muon'", "Muon updates matrices, and a model has other weights too.")
     if options.dora and options.optimizer == "muon":
         raise _ignored("dora", "optimizer 'muon'", "Muon updates matrices, and DoRA's magnitudes are none.")
     if options.early_stopping_threshold and options.early_stopping_patience is None:

@@ -9,11 +9,13 @@ ScheduleKind = Literal["cosine", "linear", "constant", "polynomial"]
 
 
 class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The adapter to train; scale = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023).
+    """What is trained: with `full` every weight of the base model, else an adapter as follows.
+
+    scale = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023).
 
     targets: last names of the linears to adapt, None for all. layers: numbers from 0, None for all; last_layers: only
     so many at the end, in place of `layers`. dora: magnitudes beside it (Liu et al. 2024). initial: object-storage
-    prefix of the adapter that training continues from, None for a fresh one.
+    prefix of the adapter that training continues from, with `full` also of weights; None for a fresh start.
     precision: what the frozen base model is multiplied in (training/precision.py).
     """
 
@@ -25,6 +27,7 @@ class LoraSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     layers: tuple[int, ...] | None = None
     last_layers: int | None = None
     dora: bool = False
+    full: bool = False
     initial: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
