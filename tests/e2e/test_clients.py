@@ -134,9 +134,9 @@ def test_azure_openai(server: Server, expected: str) -> None:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected
 
 
-@pytest.mark.parametrize("path", ["/models", f"/openai/deployments/{DEPLOYMENT}"])
+@pytest.mark.parametrize("path", ["", "/models", f"/openai/deployments/{DEPLOYMENT}"])
 def test_azure_ai_inference(server: Server, expected: str, path: str) -> None:
-    """ChatCompletionsClient on both kinds of address: plain, streamed, JSON, a tool, model info, extra parameters."""
+    """ChatCompletionsClient on every kind of address: plain, streamed, JSON, a tool, model info, extra parameters."""
     question = [azure_models.UserMessage(ASKED)]
     with ChatCompletionsClient(server.url + path, AzureKeyCredential(server.key)) as client:
         options: Any = {"messages": question, "temperature": 0.0, "max_tokens": 12}

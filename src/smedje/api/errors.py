@@ -54,7 +54,7 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
 }
 
 # Paths on which Azure's shape is expected. Azure's v1 paths speak OpenAI's.
-AZURE_INFERENCE = ("/openai/deployments/", "/models/")
+AZURE_INFERENCE = ("/openai/deployments/", "/models/", "/chat/")
 AZURE_AUTHORING = ("/openai/files", "/openai/fine_tuning", "/openai/models")
 AZURE_CODES: dict[int, str] = {
     400: "invalidPayload",

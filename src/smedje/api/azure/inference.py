@@ -59,6 +59,8 @@ def get_deployment_info(caller: CanReadDeployments, ctx: Using, name: str) -> Mo
     return _info(service.get_deployment(ctx, caller.project, name))
 
 
+# A serverless endpoint has a host of its own, and these two at its root.
+@router.post("/chat/completions", response_model=ChatCompletion)
 @router.post("/models/chat/completions", response_model=ChatCompletion)
 async def create_inference_completion(
     caller: CanChat, services: Chatting, request: Request, given: JsonObject, extra: ExtraParameters = "error"
