@@ -1,5 +1,6 @@
 """The team's story by the command line: hub, project, roles, keys, limits, usage and audit."""
 
+import io
 import json
 from typing import Any
 
@@ -94,3 +95,44 @@ def test_keys_limits_usage_and_audit(server: Server, smedje: Shell) -> None:
     with server.ctx.database.transaction() as tx:
         tx.exec_driver_sql("UPDATE audit SET action = 'key.created' WHERE action = 'key.revoked'")
     assert run(["audit", "verify"]) == 1
+
+
+def test_accounts_and_roles_by_command_line(server: Server, smedje: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account with a password from standard input, a role of the hub's own and somebody who has it; a key tells
+    whose it is; a role in use stays; a disabled account's key says so."""
+
+    def typed(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+    typed("correct horse battery staple\n")
+    assert smedje.text("users", "create", "dee@example.org", "--name", "Dee").startswith("made dee@example.org (user_")
+    typed("short\n")
+    assert "12 to 256 characters" in smedje.text("users", "create", "eli@example.org", code=1)
+    assert smedje.json("users", "create", "eli@example.org", "--no-password")["password"] is False
+    assert "password" in smedje.text("users", "list")
+    assert "made checker" in smedje.text("roles", "create", "checker", "--permission", "files.read")
+    assert "checker allows files.read, models.read" in smedje.text(
+        "roles", "update", "checker", "--permission", "files.read", "--permission", "models.read"
+    )
+    assert "checker" in smedje.text("roles", "list")
+    assert "dee@example.org is checker in the project" in smedje.text(
+        "members", "add", "dee@example.org", "--role", "checker"
+    )
+    key = smedje.text("keys", "create", "of dee", "--member", "dee@example.org").strip()
+    assert "Give them another role first" in smedje.text("roles", "delete", "checker", code=6)
+    smedje.use(key)
+    me = smedje.text("users", "me")
+    assert "dee@example.org" in me
+    assert "checker in default" in me
+    assert "files.read, models.read" in me
+    smedje.use(server.key)
+    assert "is disabled" in smedje.text("users", "disable", "dee@example.org")
+    smedje.use(key)
+    assert "is disabled" in smedje.text("files", "list", code=4)
+    smedje.use(server.key)
+    assert "is enabled" in smedje.text("users", "enable", "dee@example.org")
+    typed("another good password\n")
+    assert "has a new password" in smedje.text("users", "password", "dee@example.org")
+    smedje.text("members", "remove", "dee@example.org")
+    smedje.text("keys", "revoke", smedje.json("keys", "list")["data"][0]["id"])
+    assert "deleted checker" in smedje.text("roles", "delete", "checker")

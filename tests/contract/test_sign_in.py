@@ -62,6 +62,12 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_foreign_pages(server: Server)
         over_tls = cookie_of(log_in(http, "bo@example.org"))
     assert over_tls.startswith("__Host-smedje_session=")
     assert "Secure" in over_tls
+    app = make_app(server.ctx)
+    app.state.services = replace(app.state.services, public_url="https://smedje.example.org")
+    with serving(app) as url, httpx2.Client(base_url=url) as http:
+        form = {"email": "bo@example.org", "password": PASSWORD}
+        answer = http.post("/login", data=form, headers={"origin": "https://smedje.example.org"})
+    assert "Secure" in cookie_of(answer)
     raw = b"".join(path.read_bytes() for path in server.ctx.home.glob("smedje.db*"))
     assert len(secret) == 43
     assert secret.encode() not in raw

@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
-from smedje.api.state import context
+from smedje.api.state import context, services
 from smedje.domain.audit import Actor
 from smedje.domain.projects import HUB_LEVEL, Permission, Principal
 from smedje.errors import AuthenticationFailed, PermissionDenied
@@ -150,7 +150,12 @@ def identify(request: Request) -> Caller:
 
 def cookie_name(request: Request, name: str) -> str:
     """A cookie's name here: over TLS with the prefix that keeps other hosts and plain HTTP from setting it."""
-    return f"__Host-{name}" if request.url.scheme == "https" else name
+    return f"__Host-{name}" if over_tls(request) else name
+
+
+def over_tls(request: Request) -> bool:
+    """Whether browsers reach this server over TLS, by what the request or the server's own settings say."""
+    return request.url.scheme == "https" or services(request).public_url.startswith("https://")
 
 
 def refuse_foreign_page(request: Request) -> None:
@@ -162,7 +167,8 @@ def refuse_foreign_page(request: Request) -> None:
     same = site in ("same-origin", "none")
     if site is None:
         host = request.headers.get("host")
-        same = origin in (f"https://{host}", f"http://{host}")
+        ours = services(request).public_url.rstrip("/")
+        same = origin in (f"https://{host}", f"http://{host}") or (bool(ours) and origin == ours)
     if not same:
         raise PermissionDenied(
             "A browser's session may change something only from a page of this server. The request says "

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from smedje.api.auth import SESSION_COOKIE, cookie_name, refuse_foreign_page
+from smedje.api.auth import SESSION_COOKIE, cookie_name, over_tls, refuse_foreign_page
 from smedje.api.errors import status_of
 from smedje.api.pages import HEADERS, Account, SignInForm, account_page, sign_in_page
 from smedje.api.state import Services, services
@@ -158,7 +158,7 @@ def _set_cookie(request: Request, answer: Response, name: str, value: str, secon
         value,
         max_age=seconds,
         path="/",
-        secure=request.url.scheme == "https",
+        secure=over_tls(request),
         httponly=True,
         samesite="lax",
     )
