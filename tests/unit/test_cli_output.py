@@ -62,7 +62,7 @@ def test_only_metrics_events_carry_numbers() -> None:
 
 
 def test_a_report_shows_the_first_problems_and_counts_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
-    """The summary first, distributions in one line, then problems with their remedies."""
+    """The summary first, then problems with their remedies, then distributions in one line each."""
     problem = {
         "line": 4,
         "path": "$.messages[1].role",
@@ -84,6 +84,7 @@ def test_a_report_shows_the_first_problems_and_counts_the_rest(capsys: pytest.Ca
     assert "  messages by role: user 9" in lines
     assert not any("tokens" in line for line in lines)
     assert sum("Use assistant." in line for line in lines) == 2
-    assert lines[-1] == "and 1 more; --json prints them"
+    assert lines[2] == "line 4: error unknown_role at $.messages[1].role"
+    assert "and 1 more; --json prints them" in lines
     assert has_errors(report)
     assert not has_errors({"problems": [{**problem, "severity": "warning"}]})

@@ -274,7 +274,7 @@ def test_report_has_one_json_shape(tmp_path: Path) -> None:
         "remedy": "Write one complete JSON object on the line, with double quotes and no trailing comma.",
     }
     assert body["verdict"] == "error"
-    assert body["summary"].startswith("Not ready: 1 error in 11 examples (1 x consecutive_user_messages, 1 x invalid")
+    assert body["summary"].startswith("Not ready: 1 error in 11 examples (1 x invalid_json).")
     assert json.loads(report_to_json(report)) == body
     assert body["statistics"]["problem_codes"] == {"invalid_json": 1, "consecutive_user_messages": 1}
 

@@ -11,19 +11,20 @@ LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 def print_report(report: Mapping[str, Any], *, shown: int = SHOWN) -> None:
-    """The summary, the statistics, and the first `shown` problems with what to do about each."""
+    """The summary, the first `shown` problems with what to do about each, and the statistics."""
     problems = report.get("problems") or []
     say(str(report.get("summary") or f"verdict: {report.get('verdict')}"))
-    for name, value in _lines(report.get("statistics") or {}):
-        say(f"  {name.replace('_', ' ')}: {value}")
     if problems:
-        rows = [
-            (p.get("line"), p.get("path"), p.get("severity"), p.get("code"), p.get("message"), p.get("remedy"))
-            for p in problems[:shown]
-        ]
-        print_table(("LINE", "FIELD", "SEVERITY", "CODE", "PROBLEM", "WHAT TO DO"), rows, empty="")
+        say("")
+    for one in problems[:shown]:
+        where = "whole file" if not one.get("line") else f"line {one['line']}"
+        say(f"{where}: {one.get('severity')} {one.get('code')} at {one.get('path')}")
+        say(f"    {one.get('message')} {one.get('remedy')}")
     if len(problems) > shown:
         say(f"and {len(problems) - shown} more; --json prints them")
+    say("")
+    for name, value in _lines(report.get("statistics") or {}):
+        say(f"  {name.replace('_', ' ')}: {value}")
 
 
 def has_errors(report: Mapping[str, Any]) -> bool:
@@ -66,6 +67,7 @@ def print_pair(pair: Mapping[str, Any]) -> None:
 def print_repairs(repairs: Sequence[Mapping[str, Any]]) -> None:
     """For each repair what it mends and what to type."""
     if repairs:
+        say("")
         rows = [(", ".join(one["mends"]), one["command"]) for one in repairs]
         print_table(("TO MEND", "TYPE"), rows, empty="")
 
@@ -73,19 +75,21 @@ def print_repairs(repairs: Sequence[Mapping[str, Any]]) -> None:
 def print_insights(insights: Mapping[str, Any]) -> None:
     """The three things most worth mending, every finding, the languages and the bars of the examples' sizes."""
     for number, advice in enumerate(insights["advice"], 1):
-        say(f"{number}. {advice}" if number > 1 else f"Most worth mending:\n1. {advice}")
+        say(f"{number}. {advice}" if number > 1 else f"\nMost worth mending:\n1. {advice}")
     rows = [
         (one["code"], one["count"], ", ".join(map(str, one["lines"][:SHOWN_LINES])) or None, one["repair"])
         for one in insights["findings"]
     ]
     if rows:
+        say("")
         print_table(("FINDING", "EXAMPLES", "FIRST LINES", "REPAIR STEP"), rows, empty="")
+    say("")
     if insights["languages"]:
         say("languages (a guess): " + ", ".join(f"{name} {number}" for name, number in insights["languages"].items()))
     if insights["labels"]:
         say("answers that look like labels: " + ", ".join(f"{one} {n}" for one, n in insights["labels"].items()))
     for name, bars in insights["histograms"].items():
-        say(f"{name} an example: {_bars(bars)}")
+        say(f"{name} an example: {_bars(bars)}" if len(bars) != 1 else f"{name} an example: {bars[0]['low']} in each")
 
 
 def _bars(bars: Sequence[Mapping[str, int]]) -> str:

@@ -5,6 +5,8 @@ from html import escape
 from typing import Any
 
 SHOWN_PROBLEMS = 200
+# Columns that hold what a program reads.
+CODE = frozenset({"Command", "Request", "Field", "Code", "Repair step"})
 WIDTH, HEIGHT, GAP = 640, 140, 2
 
 _STYLE = """
@@ -15,6 +17,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 .error { color: var(--bad); } .warning { color: var(--warn); } .ok { color: var(--good); }
+.verdict { border-left: .4rem solid; padding: .4rem .8rem; font-size: 1.1rem; }
+.axis { display: flex; justify-content: space-between; font-size: .85rem; border-top: 1px solid var(--line); }
 .wide { overflow-x: auto; } figure { margin: 1rem 0; } rect { fill: var(--bar); } code { font-size: .9em; }
 mark { background: #ffe08a; color: #000; } pre { white-space: pre-wrap; border: 1px solid var(--line); padding: .5rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
@@ -34,7 +38,7 @@ def report_page(report: Mapping[str, Any], *, title: str, views: Sequence[Mappin
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{_STYLE}</style></head><body><main>",
         f"<h1>Data report: {name}</h1>",
-        f'<p class="{escape(verdict)}"><strong>{escape(str(report["summary"]))}</strong></p>',
+        f'<p class="verdict {escape(verdict)}"><strong>{escape(str(report["summary"]))}</strong></p>',
         *_sections(report),
         *_views(views),
         *_pair(report.get("pair") or {}),
@@ -47,6 +51,8 @@ def report_page(report: Mapping[str, Any], *, title: str, views: Sequence[Mappin
 def _sections(report: Mapping[str, Any]) -> Iterator[str]:
     """Everything about one file."""
     insights = report.get("insights") or {}
+    # What keeps the file from training stands before what would make it better.
+    yield from _problems(report["problems"])
     yield from _advice(insights)
     yield from _repairs(report.get("repairs") or ())
     yield from _charts(insights.get("histograms") or {})
@@ -54,7 +60,6 @@ def _sections(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _counts("Answers that look like labels", insights.get("labels"))
     yield from _counts("Private data, examples of each kind", insights.get("private"))
     yield from _statistics(report["statistics"], insights)
-    yield from _problems(report["problems"])
 
 
 def _repairs(repairs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -92,7 +97,7 @@ def _pair(pair: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
 
 def _other(report: Mapping[str, Any] | None) -> Iterator[str]:
     if report is not None:
-        yield f'<section><h1>Validation file</h1><p class="{escape(report["verdict"])}"><strong>'
+        yield f'<section><h1>Validation file</h1><p class="verdict {escape(report["verdict"])}"><strong>'
         yield f"{escape(report['summary'])}</strong></p>"
         yield from _sections(report)
         yield "</section>"
@@ -117,13 +122,17 @@ def _lines(finding: Mapping[str, Any]) -> str:
 
 
 def _charts(histograms: Mapping[str, Sequence[Mapping[str, int]]]) -> Iterator[str]:
-    if not any(histograms.values()):
-        return
-    yield '<h2>Sizes of the examples</h2><div class="charts">'
-    for name, bars in histograms.items():
-        if bars:
+    drawn = {name: bars for name, bars in histograms.items() if len(bars) > 1}
+    alike = {name: bars[0] for name, bars in histograms.items() if len(bars) == 1}
+    if drawn or alike:
+        yield "<h2>Sizes of the examples</h2>"
+    for name, bar in alike.items():
+        yield f"<p>{name.capitalize()}: {_span(bar)} in each of {bar['count']:,} examples.</p>"
+    if drawn:
+        yield '<div class="charts">'
+        for name, bars in drawn.items():
             yield _chart(name, bars)
-    yield "</div>"
+        yield "</div>"
 
 
 def _chart(name: str, bars: Sequence[Mapping[str, int]]) -> str:
@@ -131,17 +140,21 @@ def _chart(name: str, bars: Sequence[Mapping[str, int]]) -> str:
     width = WIDTH / len(bars)
     drawn = "".join(
         f'<rect x="{place * width:.1f}" y="{HEIGHT - HEIGHT * bar["count"] / most:.1f}" width="{width - GAP:.1f}" '
-        f'height="{HEIGHT * bar["count"] / most:.1f}">'
-        f"<title>{bar['low']} to {bar['high']}: {bar['count']}</title></rect>"
+        f'height="{HEIGHT * bar["count"] / most:.1f}"><title>{_span(bar)} {escape(name)}: {bar["count"]}</title></rect>'
         for place, bar in enumerate(bars)
     )
     low, high = bars[0]["low"], bars[-1]["high"]
     peak = max(bars, key=lambda bar: bar["count"])
-    told = f"Examples by {name}, from {low} to {high}; most, {most}, have {peak['low']} to {peak['high']}."
+    told = f"{name.capitalize()} an example, from {low:,} to {high:,}; most often {_span(peak)} ({most:,} examples)."
     return (
         f'<figure><svg role="img" aria-label="{escape(told)}" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%">{drawn}</svg>'
+        f'<div class="axis" aria-hidden="true"><span>{low:,}</span><span>{high:,}</span></div>'
         f"<figcaption>{escape(told)}</figcaption></figure>"
     )
+
+
+def _span(bar: Mapping[str, int]) -> str:
+    return f"{bar['low']:,}" if bar["low"] == bar["high"] else f"{bar['low']:,} to {bar['high']:,}"
 
 
 def _counts(title: str, counts: Mapping[str, int] | None) -> Iterator[str]:
@@ -174,17 +187,21 @@ def _problems(problems: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    # A column that says nothing in any row is left out.
+    kept = [place for place in range(len(columns)) if place == 0 or any(row[place] not in ("", None) for row in rows)]
     if not rows:
         return
     yield f'<h2>{escape(title)}</h2><div class="wide" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
     if any(columns):
-        yield "<thead><tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in columns) + "</tr></thead>"
+        heads = "".join(f'<th scope="col">{escape(columns[place])}</th>' for place in kept)
+        yield f"<thead><tr>{heads}</tr></thead>"
     yield "<tbody>"
-    for first, *rest in rows:
-        cells = "".join(f"<td>{escape(_cell(value))}</td>" for value in rest)
-        yield f'<tr><th scope="row">{escape(_cell(first))}</th>{cells}</tr>'
+    for row in rows:
+        cells = "".join(f"<td>{_cell(row[place], code=columns[place] in CODE)}</td>" for place in kept[1:])
+        yield f'<tr><th scope="row">{_cell(row[0])}</th>{cells}</tr>'
     yield "</tbody></table></div>"
 
 
-def _cell(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+def _cell(value: object, *, code: bool = False) -> str:
+    text = f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"<code>{escape(text)}</code>" if code and text else escape(text)

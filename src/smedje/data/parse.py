@@ -169,7 +169,9 @@ def _json_problem(text: str, line: int, reason: str) -> Problem:
         if text.startswith("\ufeff"):
             return _not_json(line, "a byte-order mark stands where two files were joined", column=1)
         early = error.pos >= len(text.rstrip())
-        return _not_json(line, "the line ends too early" if early else error.msg, column=error.pos + 1)
+        return _not_json(
+            line, "the line ends too early" if early else error.msg.removesuffix(" starting at"), column=error.pos + 1
+        )
     except ValueError as error:
         place = text.find(str(error))
         return _not_json(line, f"{error} is not a JSON value", column=place + 1 if place >= 0 else None)

@@ -113,7 +113,9 @@ class Report:
         found = self.statistics
         counted = f"{found.examples} {'example' if found.examples == 1 else 'examples'}"
         if found.errors:
-            most = ", ".join(f"{number} x {code}" for code, number in _most(found.problem_codes))
+            named = {problem.code for problem in self.problems if problem.severity == "error"}
+            codes = {code: number for code, number in found.problem_codes.items() if code in named}
+            most = ", ".join(f"{number} x {code}" for code, number in _most(codes))
             return f"Not ready: {_plural(found.errors, 'error')} in {counted} ({most}). Mend them and upload again."
         if found.warnings:
             return f"Ready to train: {counted}, with {_plural(found.warnings, 'warning')} to look at."
