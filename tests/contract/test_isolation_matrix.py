@@ -205,7 +205,7 @@ NEVER = {
     "user": "nobody@example.org",
 }
 # Parts of a path that name nothing by themselves.
-FIXED = {"row": "1", "file": "README.md"}
+FIXED = {"kind": "embeddings", "row": "1", "file": "README.md", "slot": "primary"}
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from smedje.api.management import (
     users,
 )
 from smedje.api.middleware import Edge
-from smedje.api.openai import audit_logs, chat, completions, files, fine_tuning, models, uploads, webhooks
+from smedje.api.openai import audit_logs, chat, completions, files, fine_tuning, models, organization, uploads, webhooks
 from smedje.api.state import Services
 from smedje.api.uploads import BODY_BYTES
 
@@ -72,7 +72,20 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         file_versions,
     ):
         app.include_router(part.router)
-    for part in (hubs, projects, members, keys, quotas, costs, audit, webhooks, retention, erasures, locations):
+    for part in (
+        hubs,
+        projects,
+        members,
+        keys,
+        quotas,
+        costs,
+        audit,
+        webhooks,
+        retention,
+        erasures,
+        locations,
+        organization,
+    ):
         app.include_router(part.router)
     for part in (roles, users, me, audit_logs, sign_in):
         app.include_router(part.router)

@@ -28,7 +28,7 @@ HIGHEST_PRICE = 10**12
 class Spending:
     """Sums of one group. Fields that are not grouped by are None. cost: in units of 1e-12 of the currency.
 
-    day: first second of a day in UTC.
+    day: first second of a day in UTC, or of a bucket of the period's width. byte_seconds: of storage.
     """
 
     day: int | None
@@ -41,15 +41,26 @@ class Spending:
     completion_tokens: int
     trained_tokens: int
     seconds: float
+    byte_seconds: int
     cost: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Period:
-    """From `since` up to but not including `until`, in Unix seconds."""
+    """From `since` up to but not including `until`, in Unix seconds. width: of a bucket, in seconds."""
 
     since: int
     until: int
+    width: int = DAY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which usage is told: of these projects, models, keys; None for all that the caller may see."""
+
+    projects: frozenset[str] | None = None
+    models: frozenset[str] | None = None
+    keys: frozenset[str] | None = None
 
 
 def current_prices(ctx: Context) -> PriceTable:
@@ -59,10 +70,17 @@ def current_prices(ctx: Context) -> PriceTable:
         return [table for table in price_rows.list_prices(tx) if table.valid_from <= now][-1]
 
 
+def all_prices(ctx: Context) -> list[PriceTable]:
+    """Every table, oldest first."""
+    with ctx.database.transaction() as tx:
+        return price_rows.list_prices(tx)
+
+
 def set_prices(ctx: Context, caller: Principal, table: PriceTable) -> PriceTable:
     """New prices from now on; what was used before keeps its price. Needs prices.write for the whole server."""
     demand(caller, Permission.PRICES_WRITE)
-    numbers = (table.training_tokens, table.prompt_tokens, table.completion_tokens, table.device_hour)
+    tokens = (table.training_tokens, table.prompt_tokens, table.completion_tokens)
+    numbers = (*tokens, table.device_hour, table.storage_gb_day)
     if not all(0 <= number <= HIGHEST_PRICE for number in numbers) or not (
         len(table.currency) == 3 and table.currency.isascii() and table.currency.isalpha() and table.currency.isupper()
     ):
@@ -78,7 +96,9 @@ def set_prices(ctx: Context, caller: Principal, table: PriceTable) -> PriceTable
     return made
 
 
-def report(ctx: Context, caller: Principal, period: Period, group_by: Sequence[str]) -> list[Spending]:
+def report(
+    ctx: Context, caller: Principal, period: Period, group_by: Sequence[str], chosen: Chosen | None = None
+) -> list[Spending]:
     """Usage and cost in every project in which the caller may read usage, in the groups asked for, oldest first.
 
     Raises InvalidRequest for an unknown group or a period that is empty or longer than 400 days.
@@ -100,7 +120,8 @@ def report(ctx: Context, caller: Principal, period: Period, group_by: Sequence[s
         seen = [
             one.id for one in project_rows.list_projects(tx) if caller.may_in(Permission.USAGE_READ, one.hub_id, one.id)
         ]
-        return _grouped(_priced(tx, seen, period), group_by)
+        found = _priced(tx, seen, period)
+    return _grouped([one for one in found if chosen is None or _is_chosen(chosen, one[0])], group_by)
 
 
 def spent(tx: Connection, project_ids: Sequence[str], since: int, until: int) -> int:
@@ -116,9 +137,14 @@ def _priced(tx: Connection, project_ids: Sequence[str], period: Period) -> list[
         since = max(period.since, table.valid_from)
         until = period.until if following is None else min(period.until, following.valid_from)
         if since < until:
-            slices = store.slice_usage(tx, project_ids, since, until)
+            slices = store.slice_usage(tx, project_ids, since, until, width=period.width)
             found += [(one, table.cost(one.total)) for one in slices]
     return found
+
+
+def _is_chosen(chosen: Chosen, one: store.UsageSlice) -> bool:
+    pairs = ((chosen.projects, one.project_id), (chosen.models, one.total.model), (chosen.keys, one.key_id))
+    return all(wanted is None or value in wanted for wanted, value in pairs)
 
 
 def _grouped(slices: Sequence[tuple[store.UsageSlice, int]], group_by: Sequence[str]) -> list[Spending]:
@@ -144,6 +170,7 @@ def _grouped(slices: Sequence[tuple[store.UsageSlice, int]], group_by: Sequence[
             completion_tokens=one.total.completion_tokens + (known.completion_tokens if known else 0),
             trained_tokens=one.total.trained_tokens + (known.trained_tokens if known else 0),
             seconds=one.total.seconds + (known.seconds if known else 0.0),
+            byte_seconds=one.total.byte_seconds + (known.byte_seconds if known else 0),
             cost=cost + (known.cost if known else 0),
         )
     return sorted(sums.values(), key=lambda found: (found.day or 0, -found.cost))

@@ -60,7 +60,7 @@ def sum_usage(tx: Connection, project_id: str, since: int, until: int) -> list[U
 
 @dataclass(frozen=True, kw_only=True)
 class UsageSlice:
-    """Sums of one day, project, key, kind and model. day: its first second."""
+    """Sums of one bucket of time, project, key, kind and model. day: the bucket's first second."""
 
     day: int
     project_id: str
@@ -69,9 +69,14 @@ class UsageSlice:
     total: UsageRecord
 
 
-def slice_usage(tx: Connection, project_ids: Sequence[str], since: int, until: int) -> list[UsageSlice]:
-    """Usage from `since` up to but not including `until`, oldest day first, in the finest parts that are told."""
-    day = (usage.c.created_at - usage.c.created_at % DAY).label("day")
+def slice_usage(
+    tx: Connection, project_ids: Sequence[str], since: int, until: int, *, width: int = DAY
+) -> list[UsageSlice]:
+    """Usage from `since` up to but not including `until`, oldest first, in the finest parts that are told.
+
+    width: of a bucket of time, in seconds.
+    """
+    day = (usage.c.created_at - usage.c.created_at % width).label("day")
     parts = (day, usage.c.project_id, usage.c.key_id, usage.c.kind, usage.c.model)
     sums = [
         func.sum(usage.c[name]).label(name)

@@ -1,4 +1,4 @@
-"""Usage, costs and prices on the wire: as rows and CSV, and in the shapes of OpenAI's organization routes."""
+"""Usage, costs and prices on the wire, as rows and as CSV."""
 
 import csv
 import io
@@ -12,13 +12,12 @@ from smedje.api.auth import CanReadUsage, CanWritePrices
 from smedje.api.bodies import Body
 from smedje.api.paging import refuse_unknown_query
 from smedje.api.state import Using
-from smedje.domain.prices import UNIT, PriceTable
+from smedje.domain.prices import GB_DAY, UNIT, PriceTable
 from smedje.errors import InvalidRequest
 from smedje.services import costs as service
 from smedje.services.context import Context
 
 REPORT_QUERY = frozenset({"start_time", "end_time", "group_by", "format"})
-BUCKET_QUERY = frozenset({"start_time", "end_time", "group_by", "group_by[]", "bucket_width", "limit"})
 COLUMNS = (
     *service.GROUPS,
     "requests",
@@ -26,6 +25,7 @@ COLUMNS = (
     "completion_tokens",
     "trained_tokens",
     "seconds",
+    "storage_gb_days",
     "cost",
     "currency",
 )
@@ -50,6 +50,7 @@ class SpendingObject(BaseModel):
     completion_tokens: int
     trained_tokens: int
     seconds: float
+    storage_gb_days: float
     cost: float
     currency: str
 
@@ -62,17 +63,18 @@ class SpendingList(BaseModel):
 
 
 class PriceBody(Body):
-    """New prices, in millionths of the currency: for a million tokens, and for an hour of training."""
+    """New prices, in millionths of the currency: for a million tokens, an hour of training, 10^9 bytes kept a day."""
 
     currency: str
     training_tokens: int
     prompt_tokens: int
     completion_tokens: int
     device_hour: int
+    storage_gb_day: int = 0
 
 
 class PriceObject(BaseModel):
-    """The prices that hold now. version 0 is built in."""
+    """The prices that hold now. version 0 is built in. hosting_hour: an idle deployment or engine costs nothing."""
 
     object: Literal["prices"] = "prices"
     version: int
@@ -82,15 +84,22 @@ class PriceObject(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     device_hour: int
+    storage_gb_day: int
+    hosting_hour: Literal[0] = 0
 
 
-class BucketPage(BaseModel):
-    """OpenAI's page of time buckets; never continued, because a period has at most 400 days."""
+class PriceList(BaseModel):
+    """Every price table, oldest first; each holds until the next one's valid_from. Never paged."""
 
-    object: Literal["page"] = "page"
-    data: list[dict[str, Any]]
-    has_more: Literal[False] = False
-    next_page: None = None
+    object: Literal["list"] = "list"
+    data: list[PriceObject]
+
+
+def to_object(one: service.Spending, currency: str) -> SpendingObject:
+    """The wire form of one group."""
+    values = {**vars(one), "cost": one.cost / UNIT, "storage_gb_days": one.byte_seconds / GB_DAY}
+    del values["byte_seconds"]
+    return SpendingObject(**values, currency=currency)
 
 
 @router.get("/api/usage", response_model=SpendingList)
@@ -128,6 +137,13 @@ def get_prices(caller: CanReadUsage, ctx: Using, request: Request) -> PriceObjec
     return PriceObject(**vars(service.current_prices(ctx)))
 
 
+@router.get("/api/prices/versions")
+def list_prices(caller: CanReadUsage, ctx: Using, request: Request) -> PriceList:
+    """All prices that ever held."""
+    refuse_unknown_query(request, frozenset())
+    return PriceList(data=[PriceObject(**vars(table)) for table in service.all_prices(ctx)])
+
+
 @router.put("/api/prices")
 def put_prices(caller: CanWritePrices, ctx: Using, body: PriceBody) -> PriceObject:
     """Prices from now on; what was used before keeps its price."""
@@ -135,55 +151,9 @@ def put_prices(caller: CanWritePrices, ctx: Using, body: PriceBody) -> PriceObje
     return PriceObject(**vars(service.set_prices(ctx, caller, table)))
 
 
-@router.get("/v1/organization/usage/completions")
-def usage_buckets(
-    caller: CanReadUsage,
-    ctx: Using,
-    request: Request,
-    start_time: Annotated[int, Query(ge=0)],
-    end_time: Until = None,
-    limit: Annotated[int, Query(ge=1, le=400)] = 31,
-) -> BucketPage:
-    """OpenAI's completions usage: one bucket a day; group_by project_id, model, api_key_id."""
-    _check_width(request)
-    found = _buckets(ctx, caller, request, _first_days(ctx, start_time, end_time, limit))
-    return BucketPage(data=[_bucket(day, [_usage_result(one) for one in rows]) for day, rows in found])
-
-
-@router.get("/v1/organization/costs")
-def cost_buckets(
-    caller: CanReadUsage,
-    ctx: Using,
-    request: Request,
-    start_time: Annotated[int, Query(ge=0)],
-    end_time: Until = None,
-    limit: Annotated[int, Query(ge=1, le=400)] = 31,
-) -> BucketPage:
-    """OpenAI's costs: one bucket a day; group_by project_id, line_item (the model)."""
-    _check_width(request)
-    currency = service.current_prices(ctx).currency.lower()
-    found = _buckets(ctx, caller, request, _first_days(ctx, start_time, end_time, limit), training=True)
-    return BucketPage(data=[_bucket(day, [_cost_result(one, currency) for one in rows]) for day, rows in found])
-
-
 def _period(ctx: Context, since: int | None, until: int | None) -> service.Period:
     end = ctx.seconds() + 1 if until is None else until
     return service.Period(since=max(0, end - 30 * service.DAY) if since is None else since, until=end)
-
-
-def _check_width(request: Request) -> None:
-    refuse_unknown_query(request, BUCKET_QUERY)
-    width = request.query_params.get("bucket_width", "1d")
-    if width != "1d":
-        raise InvalidRequest(
-            f"bucket_width {width[:60]!r} is not offered. Use 1d.", code="invalid_value", param="bucket_width"
-        )
-
-
-def _first_days(ctx: Context, since: int, until: int | None, days: int) -> service.Period:
-    period = _period(ctx, since, until)
-    last = (since // service.DAY + days) * service.DAY
-    return service.Period(since=since, until=min(period.until, last))
 
 
 def _names(given: Sequence[str]) -> list[str]:
@@ -193,7 +163,7 @@ def _names(given: Sequence[str]) -> list[str]:
 def _answer(ctx: Context, request: Request, rows: Sequence[service.Spending]) -> Response | SpendingList:
     """The rows as JSON, or as CSV when the query says format=csv."""
     currency = service.current_prices(ctx).currency
-    found = [SpendingObject(**{**vars(one), "cost": one.cost / UNIT}, currency=currency) for one in rows]
+    found = [to_object(one, currency) for one in rows]
     match request.query_params.get("format", "json"):
         case "json":
             return SpendingList(data=found)
@@ -207,45 +177,3 @@ def _answer(ctx: Context, request: Request, rows: Sequence[service.Spending]) ->
             raise InvalidRequest(
                 f"The format {other[:60]!r} is not offered. Use json or csv.", code="invalid_value", param="format"
             )
-
-
-def _buckets(
-    ctx: Context, caller: CanReadUsage, request: Request, period: service.Period, *, training: bool = False
-) -> list[tuple[int, list[service.Spending]]]:
-    """One bucket a day, empty days too, with the rows of that day."""
-    asked = _names([*request.query_params.getlist("group_by"), *request.query_params.getlist("group_by[]")])
-    ours = {"api_key_id": "key_id", "line_item": "model"}
-    rows = service.report(ctx, caller, period, ["day", "kind", *(ours.get(name, name) for name in asked)])
-    days = range(period.since - period.since % service.DAY, period.until, service.DAY)
-    kept = [one for one in rows if training or one.kind == "inference"]
-    return [(day, [one for one in kept if one.day == day]) for day in days]
-
-
-def _bucket(day: int, results: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"object": "bucket", "start_time": day, "end_time": day + service.DAY, "results": results}
-
-
-def _usage_result(one: service.Spending) -> dict[str, Any]:
-    return {
-        "object": "organization.usage.completions.result",
-        "input_tokens": one.prompt_tokens,
-        "output_tokens": one.completion_tokens,
-        "input_cached_tokens": 0,
-        "input_audio_tokens": 0,
-        "output_audio_tokens": 0,
-        "num_model_requests": one.requests,
-        "project_id": one.project_id,
-        "user_id": None,
-        "api_key_id": one.key_id,
-        "model": one.model,
-        "batch": None,
-    }
-
-
-def _cost_result(one: service.Spending, currency: str) -> dict[str, Any]:
-    return {
-        "object": "organization.costs.result",
-        "amount": {"value": one.cost / UNIT, "currency": currency},
-        "line_item": one.model,
-        "project_id": one.project_id,
-    }
