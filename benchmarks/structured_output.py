@@ -92,7 +92,10 @@ def random_value(draw: random.Random, depth: int) -> dict[str, Any]:
     kinds: list[dict[str, Any]] = [
         {"type": "string"},
         {"type": "string", "maxLength": draw.randint(3, 30)},
-        {"type": "string", "pattern": draw.choice(("^[A-Z]{2}-[0-9]{3}$", "^[a-z]+@[a-z]+\\.dk$", "^#[0-9a-f]{6}$"))},
+        {
+            "type": "string",
+            "pattern": draw.choice(("^[A-Z]{2}-[0-9]{3}$", "^[a-z]{2,12}@[a-z]{2,12}\\.dk$", "^#[0-9a-f]{6}$")),
+        },
         {"type": "string", "format": draw.choice(("date", "uuid", "ipv4", "date-time"))},
         {"type": "integer", "minimum": low, "maximum": low + draw.randint(1, 1000)},
         {"type": "number", "minimum": 0, "exclusiveMaximum": draw.choice((1, 10, 99.5))},

@@ -30,6 +30,14 @@ def oracle(folder: Path) -> Any:
     return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def test_pieces_of_characters_have_their_bytes(folder: Path) -> None:
+    """The bytes of the tokens of a text that is cut inside characters are, joined, the bytes of the text."""
+    tokenizer = load_chat_tokenizer(folder)
+    text = "\nø東🦊é"
+    pieces = [tokenizer.raw_bytes(number) or tokenizer.decode([number]).encode() for number in tokenizer.encode(text)]
+    assert b"".join(pieces).endswith(text.encode())
+
+
 def test_ids_equal_transformers(folder: Path) -> None:
     """Prompts of seeded conversations have the ids of `apply_chat_template`, and examples begin with them."""
     tokenizer, theirs = load_chat_tokenizer(folder), oracle(folder)

@@ -69,6 +69,8 @@ def test_every_byte_of_a_long_character_is_told_with_it(tokenizer: ChatTokenizer
     seen = [answer.feed([token], [TokenLogprob(token=token, logprob=-0.5)]) for token in tokens]
     assert [text for text, _ in seen] == ["", "", "", "🦊"]
     assert [len(told) for _, told in seen] == [0, 0, 0, 4]
+    raw = b"".join(token.text.encode("utf-8", "surrogateescape") for token in seen[-1][1])
+    assert raw == "🦊".encode()
 
 
 def test_an_impossible_token_has_a_finite_log_probability(tokenizer: ChatTokenizer) -> None:

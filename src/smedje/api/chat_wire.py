@@ -235,5 +235,10 @@ def _logprobs(tokens: tuple[TokenText, ...]) -> LogprobsObject:
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    # A token that is a piece of a character has no text of its own, so its bytes are not known here.
-    return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode("utf-8"))}
+    raw = text.encode("utf-8", "surrogateescape")
+    return {"token": shown(text), "logprob": logprob, "bytes": list(raw)}
+
+
+def shown(text: str) -> str:
+    """A token's text as JSON can carry it: pieces of characters are replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from smedje.api.bodies import Body
 from smedje.api.chat_body import SEED_RANGE, LogitBias, Stops, StreamOptionsBody
-from smedje.api.chat_wire import UsageObject, to_usage, unless_gone
+from smedje.api.chat_wire import UsageObject, shown, to_usage, unless_gone
 from smedje.api.sse import event_stream
 from smedje.api.state import Services
 from smedje.domain.conversations import ChatRequest, Sampling
@@ -175,8 +175,10 @@ def _logprobs(tokens: tuple[TokenText, ...], offset: int) -> LogprobsObject:
         offsets.append(offset)
         offset += len(token.text)
     return LogprobsObject(
-        tokens=[token.text for token in tokens],
+        tokens=[shown(token.text) for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[dict(token.top) for token in tokens] if any(token.top for token in tokens) else None,
+        top_logprobs=[{shown(text): logprob for text, logprob in token.top} for token in tokens]
+        if any(token.top for token in tokens)
+        else None,
         text_offset=offsets,
     )

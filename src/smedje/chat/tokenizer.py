@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from smedje.chat.calls import GENERIC, CallForm
 from smedje.chat.control_tokens import MARK, reader_of_marks, spellings
 from smedje.chat.jinja_template import ChatTemplate, compile_chat_template
 from smedje.errors import InvalidRequest, Unavailable
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class ChatTokenizer:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
+    def raw_bytes(self, number: int) -> bytes | None:
+        """The bytes that a token stands for where they are a piece of a character, None where its kind is not known."""
+        piece = self.tokenizer.id_to_token(number) or ""
+        if single := _BYTE_TOKEN.fullmatch(piece):
+            return bytes([int(single[1], 16)])
+        known = _byte_letters() if self._writes_bytes_as_letters else {}
+        return bytes(known[letter] for letter in piece) if piece and all(letter in known for letter in piece) else None
+
     @property
     def vocabulary_size(self) -> int:
         """Number of ids the tokenizer knows, added tokens included; the model's table may be padded beyond it."""
@@ -65,6 +75,11 @@ class ChatTokenizer:
     def control_tokens(self) -> re.Pattern[str]:
         """Finds the spellings of control tokens, which callers may not smuggle into a prompt."""
         return spellings(self.tokenizer, self.stop_ids)
+
+    @cached_property
+    def _writes_bytes_as_letters(self) -> bool:
+        decoder = self.tokenizer.decoder
+        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
     @cached_property
     def _reader_of_marks(self) -> Tokenizer:
@@ -137,6 +152,14 @@ def load_chat_tokenizer(folder: Path, *, today: date | None = None) -> ChatToken
         stop_ids=stop_ids,
         eos_id=stop_ids[0] if eos_id is None else eos_id,
     )
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write bytes with (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [number for number in range(256) if number not in printable]
+    return {chr(number): number for number in printable} | {chr(256 + n): number for n, number in enumerate(others)}
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

@@ -28,7 +28,10 @@ class CallDelta:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenText:
-    """A token as text, its natural-log probability, and the likeliest tokens at its place."""
+    """A token as text, its natural-log probability, and the likeliest tokens at its place.
+
+    Bytes of a token that is a piece of a character stand in text as Python's `surrogateescape` writes them.
+    """
 
     text: str
     logprob: float
@@ -95,7 +98,9 @@ class AnswerText:
     def _text_of(self, token: int) -> str:
         # After another token, because some decoders drop the space before the first one.
         before = self._tokenizer.decode(self._anchor, skip_special=False)
-        return self._tokenizer.decode([*self._anchor, token], skip_special=False)[len(before) :]
+        text = self._tokenizer.decode([*self._anchor, token], skip_special=False)[len(before) :]
+        raw = self._tokenizer.raw_bytes(token) if "\ufffd" in text else None
+        return text if raw is None else raw.decode("utf-8", "surrogateescape")
 
 
 class AnswerCalls:
