@@ -22,6 +22,10 @@ LONGER_FUNCTIONS = {
 MORE_PARAMETERS = {
     "smedje.cli.jobs:create": "a command's options are its parameters: typer reads the signature",
     "smedje.cli.chat:chat": "a command's options are its parameters: typer reads the signature",
+    **dict.fromkeys(
+        ("smedje.cli.data_change:repair", "smedje.cli.data_change:import_rows", "smedje.cli.files_change:repair"),
+        "a command's options are its parameters: typer reads the signature",
+    ),
     "smedje.api.openai.files:list_files": "a route's query is its parameters: FastAPI reads the signature",
 }
 # class -> why it may have several bases.

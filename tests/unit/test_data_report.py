@@ -50,12 +50,12 @@ def typed(line: str, *, code: int = 0) -> str:
 def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with something for every step that needs nothing beside it."""
     monkeypatch.chdir(tmp_path)
-    rows = [chat(parcel(n), "no" if n == 3 else "yes", system=n > 2) for n in range(24)]
+    rows = [chat(parcel(n), "no" if n in (3, 5, 9) else "yes", system=n > 2) for n in range(24)]
     rows += [
         rows[5],
         chat(parcel(6) + "?", "yes", system=True),
         chat(parcel(7), "no", system=True),
-        chat("Whom do I ask?", "ida@post.dk"),
+        chat("May I write to ida@post.dk?", "yes"),
         chat("And then?", "N/A"),
         chat("Is it late?", "yes<|im_end|>"),
         chat("Is it light?", "yes", id=3),

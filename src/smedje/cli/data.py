@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smedje.cli import exits
+from smedje.cli.base_model import limit_of, tokenizer_of
 from smedje.cli.data_change import import_rows, repair, split
 from smedje.cli.output import JsonFlag, note, print_json, say
 from smedje.cli.report import has_errors, print_pair, print_whole
 from smedje.errors import NotFound
 
 if TYPE_CHECKING:
-    from smedje.chat.tokenizer import ChatTokenizer
     from smedje.data.insights import Insights
     from smedje.data.report import Report
 
@@ -146,18 +146,3 @@ def _one(file: Path, model: str | None) -> "tuple[Report, Insights]":
         report = with_tokens(report, counted.problems, counted.statistics)
         insights = with_token_bars(insights, counted.statistics)
     return report, insights
-
-
-def tokenizer_of(model: str) -> "ChatTokenizer":
-    from smedje.chat.tokenizer import load_chat_tokenizer
-    from smedje.modeling.folder import installed_folder
-    from smedje.settings import load_settings
-
-    return load_chat_tokenizer(installed_folder(load_settings().home, model))
-
-
-def limit_of(model: str) -> int | None:
-    from smedje.modeling.catalog import load_catalog
-
-    entry = load_catalog().get(model)
-    return entry.defaults.max_tokens_per_example if entry else None

@@ -77,7 +77,7 @@ def advised_steps(file: Path) -> list[str]:
 
 
 def _beside(against: Path | None, model: str) -> "Beside":
-    from smedje.cli.data import limit_of, tokenizer_of
+    from smedje.cli.base_model import limit_of, tokenizer_of
     from smedje.data.repair import Beside
 
     return Beside(against=against, tokenizer=tokenizer_of(model), max_tokens=limit_of(model))

@@ -84,6 +84,7 @@ def read_row(ctx: Context, project: Project, file_id: str, row: int, *, model: s
 
 
 def training_file(ctx: Context, project: Project, file_id: str) -> File:
+    """Raises NotFound when this project has no such file, or when it is not one to train on."""
     file = file_service.get_file(ctx, project, file_id)
     if file.purpose is not FilePurpose.FINE_TUNE:
         raise NotFound(

@@ -46,10 +46,13 @@ class ImportBody(Body):
     filename: Annotated[str | None, Field(max_length=1000)] = None
 
 
-class DownloadBody(ImportBody):
+class DownloadBody(Body):
     """url: https or http, to a place that SMEDJE_OUTBOUND_ALLOW allows. The rest as for an import."""
 
     url: Annotated[str, Field(min_length=1, max_length=2048)]
+    format: Annotated[str, Field(max_length=40)] = "auto"
+    columns: Annotated[dict[str, str], Field(default_factory=dict)]
+    filename: Annotated[str | None, Field(max_length=1000)] = None
 
 
 class MadeObject(BaseModel):
