@@ -46,10 +46,12 @@ BODIES: dict[str, Any] = {
     "PUT /api/quotas": {"name": "active_jobs", "value": None},
     "POST /v1/completions": {"model": TINY, "prompt": "hi", "max_tokens": 1},
     "PUT /api/members/{member}": {"role": "reader"},
+    "PATCH /api/deployments/{name}": {"model": TINY},
+    "POST /api/deployments/{name}/rollback": {"revision": 1},
     "POST /api/roles": {"name": "x", "permissions": ["files.read"]},
 }
 # Changes nothing that outlives the answer but usage, which has rows of its own.
-NOT_AUDITED = ("completions", "/estimate", "/checkpoints", "/events", "/uploads")
+NOT_AUDITED = ("completions", "/estimate", "/test", "/checkpoints", "/events", "/uploads")
 # Giving a role invites whoever has the address, known here or not.
 INVITING = "PUT /api/members/{member}"
 

@@ -137,6 +137,7 @@ CREATE TABLE api_keys (
     member_id TEXT,
     permissions JSON,
     last_used_at BIGINT,
+    deployment TEXT,
     CONSTRAINT pk_api_keys PRIMARY KEY (seq),
     CONSTRAINT uq_api_keys_id UNIQUE (id),
     CONSTRAINT fk_api_keys_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
@@ -175,6 +176,11 @@ CREATE TABLE deployments (
     status TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     error TEXT,
+    revision INTEGER DEFAULT '1' NOT NULL,
+    canary_model TEXT,
+    canary_base_model TEXT,
+    canary_adapter_key TEXT,
+    canary_percent INTEGER DEFAULT '0' NOT NULL,
     CONSTRAINT pk_deployments PRIMARY KEY (seq),
     CONSTRAINT uq_deployments_project_id_name UNIQUE (project_id, name),
     CONSTRAINT uq_deployments_id UNIQUE (id),
@@ -388,6 +394,19 @@ CREATE TABLE deliveries (
 CREATE INDEX ix_deliveries_state_next_at ON deliveries (state, next_at);
 
 CREATE INDEX ix_deliveries_webhook_id_seq ON deliveries (webhook_id, seq);
+
+CREATE TABLE deployment_revisions (
+    seq BIGSERIAL NOT NULL,
+    project_id TEXT NOT NULL,
+    deployment_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_deployment_revisions PRIMARY KEY (seq),
+    CONSTRAINT uq_deployment_revisions_deployment_id_number UNIQUE (deployment_id, number),
+    CONSTRAINT fk_deployment_revisions_project_id FOREIGN KEY(project_id) REFERENCES projects (id),
+    CONSTRAINT fk_deployment_revisions_deployment_id FOREIGN KEY(deployment_id) REFERENCES deployments (id) ON DELETE CASCADE
+);
 
 CREATE TABLE fine_tuned_models (
     seq BIGSERIAL NOT NULL,

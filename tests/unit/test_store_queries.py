@@ -299,8 +299,13 @@ def test_deployments_change_and_go(database: Database) -> None:
         first, second = deployment(project), deployment(project, "second")
         deployments.insert_deployment(tx, first)
         deployments.insert_deployment(tx, second)
-        moved = replace(first, model="ft:x", adapter_key="k", status=DeploymentStatus.FAILED, error="no memory")
-        deployments.save_deployment(tx, moved)
+        moved = replace(
+            first, model="ft:x", adapter_key="k", status=DeploymentStatus.FAILED, error="no memory", revision=2
+        )
+        deployments.save_deployment(tx, moved, was=1, now=7)
+        with pytest.raises(Conflict):
+            deployments.save_deployment(tx, moved, was=1, now=8)
+        assert [(r.number, r.model) for r in deployments.list_revisions(tx, first.id)] == [(2, "ft:x"), (1, first.model)]
         assert deployments.list_deployments(tx, project.id) == [second, moved]
         assert deployments.list_deployments(tx, project.id, model="ft:x") == [moved]
         assert deployments.list_deployments(tx, foreign.id) == []
@@ -308,7 +313,7 @@ def test_deployments_change_and_go(database: Database) -> None:
         assert deployments.delete_deployment(tx, project.id, "support")
         assert deployments.get_deployment(tx, project.id, "support") is None
         with pytest.raises(NotFound):
-            deployments.save_deployment(tx, moved)
+            deployments.save_deployment(tx, moved, was=2, now=9)
 
 
 def test_usage_sums_by_kind_and_model(database: Database) -> None:

@@ -13,6 +13,7 @@ from smedje.api.management import (
     audit,
     catalog,
     costs,
+    deployment_keys,
     deployments,
     erasures,
     estimate,
@@ -56,36 +57,11 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         lifespan=_lifespan(running),
     )
     app.state.services = services
-    for part in (
-        health,
-        files,
-        uploads,
-        fine_tuning,
-        models,
-        chat,
-        completions,
-        deployments,
-        catalog,
-        estimate,
-        model_files,
-        reports,
-        file_versions,
-    ):
+    for part in (health, files, uploads, fine_tuning, models, chat, completions, deployment_keys, deployments):
         app.include_router(part.router)
-    for part in (
-        hubs,
-        projects,
-        members,
-        keys,
-        quotas,
-        costs,
-        audit,
-        webhooks,
-        retention,
-        erasures,
-        locations,
-        organization,
-    ):
+    for part in (catalog, estimate, model_files, reports, file_versions, hubs, projects, members, keys, quotas, costs):
+        app.include_router(part.router)
+    for part in (audit, webhooks, retention, erasures, locations, organization):
         app.include_router(part.router)
     for part in (roles, users, me, audit_logs, sign_in):
         app.include_router(part.router)

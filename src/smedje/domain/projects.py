@@ -130,6 +130,7 @@ class ApiKey:
     prefix: the first characters, so that a person can recognise it. last_four: likewise.
     scope: how far its role reaches; project_id says which project or hub, and where the key acts by itself.
     member_id: whose it is; the key then does nothing that the member may not do. permissions: narrower than its role.
+    deployment: the name of the only deployment that it may ask, None for no such limit.
     """
 
     id: str
@@ -145,6 +146,7 @@ class ApiKey:
     member_id: str | None = None
     permissions: frozenset[Permission] | None = None
     last_used_at: int | None = None
+    deployment: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,8 @@ class Principal:
     """Who is calling: the id of the key or browser session, its role, the project it acts in, where its roles hold.
 
     role: what the key itself allows, the ceiling of everything. grants: None means this role in this project.
-    narrowed: the only permissions that the key was given, None for all of its role.
+    narrowed: the only permissions that the key was given, None for all of its role. deployment: the only one that the
+    key may ask, None for no such limit.
     """
 
     key_id: str
@@ -176,6 +179,7 @@ class Principal:
     grants: tuple[Grant, ...] | None = None
     narrowed: frozenset[Permission] | None = None
     member_id: str | None = None
+    deployment: str | None = None
 
     def may(self, permission: Permission) -> bool:
         """Whether the caller holds the permission in the project it acts in."""

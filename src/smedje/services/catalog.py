@@ -4,9 +4,11 @@ Knows the rules of names and of deletion; knows nothing of tensors or of how a m
 """
 
 import difflib
+import secrets
 from dataclasses import dataclass
 
 from smedje.domain.catalog import BaseModel, FineTunedModel, TrainingLimits, parse_model_name
+from smedje.domain.deployments import answering
 from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest, NotFound
 from smedje.modeling.catalog import find_base_model, load_catalog, search_catalog
@@ -78,15 +80,16 @@ def search(text: str, *, family: str | None = None, method: str | None = None) -
 def resolve(ctx: Context, project_id: str, name: str) -> ResolvedModel:
     """What a caller means by `model`: a deployment's, fine-tuned model's, checkpoint's or base model's name.
 
-    Raises NotFound (`model_not_found`, `model_not_installed`): a foreign name looks exactly like an unknown one.
+    A deployment with a canary gives it for its share of the calls, drawn anew each time. Raises NotFound (`model_not_found`, `model_not_installed`): a foreign name looks exactly like an unknown one.
     """
     with ctx.database.transaction() as tx:
         deployment = None if name.startswith("ft:") else deployment_rows.get_deployment(tx, project_id, name)
     if deployment is not None:
+        served = answering(deployment, secrets.token_hex(8))
         return ResolvedModel(
-            model=deployment.model,
-            base_model=deployment.base_model,
-            adapter_key=deployment.adapter_key,
+            model=served.model,
+            base_model=served.base_model,
+            adapter_key=served.adapter_key,
             deployment=deployment.name,
         )
     origin = resolve_origin(ctx, project_id, name)

@@ -23,7 +23,7 @@ from smedje.domain.conversations import ChatRequest, FinishReason
 from smedje.domain.ids import USAGE, new_id
 from smedje.domain.projects import Principal
 from smedje.domain.usage import UsageRecord
-from smedje.errors import InvalidRequest, SmedjeError
+from smedje.errors import InvalidRequest, NotFound, SmedjeError
 from smedje.modeling.folder import MANIFEST, installed_folder
 from smedje.services.admission import Admission, Admitted, ChatWork
 from smedje.services.catalog import ResolvedModel, resolve
@@ -197,6 +197,12 @@ class Chat:
             log.warning("engine did not start", base_model=base_model, code=problem.code)
 
     def _prepare(self, caller: Principal, request: ChatRequest) -> _Prepared:
+        if caller.deployment not in (None, request.model):
+            raise NotFound(
+                f"This key asks the deployment {caller.deployment} alone; {request.model[:100]!r} is nothing to it.",
+                code="model_not_found",
+                param="model",
+            )
         resolved = resolve(self._ctx, caller.project.id, request.model)
         labels = labels_of(self._ctx, resolved.adapter_key)
         request = classifying(request) if labels else request

@@ -107,6 +107,7 @@ def rotate_key(
             scope=old.scope,
             member_id=old.member_id,
             permissions=old.permissions,
+            deployment=old.deployment,
             expires_at=None if lifetime is None else now + lifetime,
         )
         store.insert_key(tx, key, secret_digest(secret))

@@ -132,6 +132,7 @@ def authenticate(ctx: Context, secret: str, *, wanted: str | None = None) -> Pri
         grants=grants,
         narrowed=key.permissions,
         member_id=key.member_id,
+        deployment=key.deployment,
     )
 
 

@@ -37,8 +37,12 @@ def runs_of(tx: Connection, job_id: str) -> list[str]:
 
 
 def deployments_on(tx: Connection, project_id: str, keys: Collection[str]) -> list[Deployment]:
-    """The project's deployments that answer with one of these adapters."""
-    return [one for one in deployment_rows.list_deployments(tx, project_id) if one.adapter_key in keys]
+    """The project's deployments that answer with one of these adapters, also as a canary."""
+
+    def answers(one: Deployment) -> bool:
+        return one.adapter_key in keys or (one.canary is not None and one.canary.served.adapter_key in keys)
+
+    return [one for one in deployment_rows.list_deployments(tx, project_id) if answers(one)]
 
 
 def model_keys(tx: Connection, project_id: str) -> dict[str, str]:

@@ -128,6 +128,23 @@ def revoke_keys(tx: Connection, project_id: str, now: int) -> None:
     tx.execute(update(api_keys).where(*ours).values(revoked_at=now))
 
 
+def deployment_keys(tx: Connection, project_id: str, deployment: str, *, now: int) -> list[ApiKey]:
+    """The keys of one deployment that have not ended, newest first."""
+    query = select(api_keys).where(
+        api_keys.c.project_id == project_id,
+        api_keys.c.deployment == deployment,
+        api_keys.c.revoked_at.is_(None),
+        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+    )
+    return [_key(tx, row) for row in tx.execute(query.order_by(api_keys.c.seq.desc()))]
+
+
+def revoke_deployment_keys(tx: Connection, project_id: str, deployment: str, now: int) -> None:
+    """End every key of a deployment."""
+    ours = (api_keys.c.project_id == project_id, api_keys.c.deployment == deployment, api_keys.c.revoked_at.is_(None))
+    tx.execute(update(api_keys).where(*ours).values(revoked_at=now))
+
+
 def touch_key(tx: Connection, key_id: str, now: int) -> None:
     """Remember when a key was last used."""
     tx.execute(update(api_keys).where(api_keys.c.id == key_id).values(last_used_at=now))

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, update
 
 from smedje.domain.jobs import TERMINAL
 from smedje.domain.quotas import Limit, Quota, Reservation
-from smedje.store.tables import deployments, files, fine_tuned_models, jobs, quotas, reservations, usage
+from smedje.store.tables import checkpoints, deployments, files, fine_tuned_models, jobs, quotas, reservations, usage
 
 
 def list_quotas(tx: Connection, project_id: str) -> list[Quota]:
@@ -33,6 +33,16 @@ def put_quota(tx: Connection, quota: Quota) -> None:
     tx.execute(quotas.insert().values(**asdict(quota)))
 
 
+def mark_warned(tx: Connection, quota: Quota, at: int | None) -> None:
+    """Remember when it was last written down that a limit is near; None: it is not any more."""
+    same = (
+        quotas.c.project_id == quota.project_id,
+        quotas.c.deployment == quota.deployment,
+        quotas.c.name == quota.name.value,
+    )
+    tx.execute(update(quotas).where(*same).values(warned_at=at))
+
+
 def drop_quota(tx: Connection, quota: Quota) -> None:
     """Take a limit away; its value does not matter."""
     same = (
@@ -43,22 +53,39 @@ def drop_quota(tx: Connection, quota: Quota) -> None:
     tx.execute(delete(quotas).where(*same))
 
 
+def drop_quotas(tx: Connection, project_id: str, *, deployment: str) -> None:
+    """Take all limits of a deployment away."""
+    tx.execute(delete(quotas).where(quotas.c.project_id == project_id, quotas.c.deployment == deployment))
+
+
 def used(tx: Connection, project_id: str, *, since: int, now: int) -> Mapping[Limit, int]:
     """What counts against each limit that rows tell of, money apart; `since`: the month's beginning."""
     unfinished = _count(tx, jobs, and_(jobs.c.project_id == project_id, _unfinished()))
-    trained = func.coalesce(func.sum(usage.c.trained_tokens), 0)
-    this_month = (usage.c.project_id == project_id, usage.c.created_at >= since)
-    stored = func.coalesce(func.sum(files.c.bytes), 0)
+    stored = [
+        int(tx.scalar(select(func.coalesce(func.sum(table.c.bytes), 0)).where(table.c.project_id == project_id)) or 0)
+        for table in (files, checkpoints)
+    ]
     return {
         Limit.ACTIVE_JOBS: unfinished,
         # Each unfinished job will be a model, so it takes a place already.
         Limit.FINE_TUNED_MODELS: _count(tx, fine_tuned_models, fine_tuned_models.c.project_id == project_id)
         + unfinished,
         Limit.DEPLOYMENTS: _count(tx, deployments, deployments.c.project_id == project_id),
-        Limit.STORED_BYTES: int(tx.scalar(select(stored).where(files.c.project_id == project_id)) or 0),
-        Limit.TRAINING_TOKENS_PER_MONTH: int(tx.scalar(select(trained).where(*this_month)) or 0)
-        + reserved(tx, project_id, now=now)[0],
+        Limit.STORED_BYTES: sum(stored),
+        Limit.TRAINING_TOKENS_PER_MONTH: trained(tx, project_id, since=since) + reserved(tx, project_id, now=now)[0],
     }
+
+
+def trained(tx: Connection, project_id: str, *, since: int) -> int:
+    """Training tokens used since a time."""
+    total = func.coalesce(func.sum(usage.c.trained_tokens), 0)
+    return int(tx.scalar(select(total).where(usage.c.project_id == project_id, usage.c.created_at >= since)) or 0)
+
+
+def reservation_of_job(tx: Connection, job_id: str) -> tuple[int, int] | None:
+    """Training tokens and money that were set aside for a job."""
+    row = tx.execute(select(reservations.c.tokens, reservations.c.money).where(reservations.c.job_id == job_id)).first()
+    return None if row is None else (int(row.tokens), int(row.money))
 
 
 def reserved(tx: Connection, project_id: str, *, now: int) -> tuple[int, int]:

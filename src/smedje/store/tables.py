@@ -27,7 +27,7 @@ from smedje.store.upkeep_tables import storage_meters as storage_meters
 from smedje.store.upkeep_tables import webhooks as webhooks
 
 # Number of the newest migration. A test compares it with the files in migrations/versions.
-SCHEMA = "0005"
+SCHEMA = "0006"
 
 hubs = Table(
     "hubs",
@@ -107,6 +107,7 @@ api_keys = Table(
     Column("member_id", Text, ForeignKey("members.id")),
     Column("permissions", _json()),
     _at("last_used_at", nullable=True),
+    Column("deployment", Text),
     Index(None, "project_id", "seq"),
     sqlite_autoincrement=True,
 )
@@ -246,8 +247,26 @@ deployments = Table(
     Column("status", Text, nullable=False),
     _at("created_at"),
     Column("error", Text),
+    Column("revision", Integer, nullable=False, server_default="1"),
+    Column("canary_model", Text),
+    Column("canary_base_model", Text),
+    Column("canary_adapter_key", Text),
+    Column("canary_percent", Integer, nullable=False, server_default="0"),
     UniqueConstraint("project_id", "name"),
     Index(None, "project_id", "model"),
+    sqlite_autoincrement=True,
+)
+
+deployment_revisions = Table(
+    "deployment_revisions",
+    tables,
+    _seq(),
+    _project(),
+    Column("deployment_id", Text, ForeignKey("deployments.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    _at("created_at"),
+    UniqueConstraint("deployment_id", "number"),
     sqlite_autoincrement=True,
 )
 
