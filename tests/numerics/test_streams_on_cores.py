@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training_runs import Bench, bench
 
+from smedje.training.loop import SHORTEST_STREAM
 from smedje.training.streams import even_groups, side_by_side
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return bench(tmp_path_factory.mktemp("cores"))
+    return bench(tmp_path_factory.mktemp("cores"), rows=80).with_spec(batch_size=40, micro_batch_tokens=8192)
 
 
 @settings(deadline=None)
@@ -32,6 +33,8 @@ def test_two_cores_train_as_one(place: Bench, tmp_path: Path) -> None:
     two = place.with_spec(threads=2, max_steps=8)
     job, _ = two.prepare()
     assert job.cores == 2
+    lengths = [job.training.dataset.length(row) for row in job.training.indices]
+    assert sum(sorted(lengths)[:40]) > 2 * SHORTEST_STREAM, "else both run one after the other"
     first, again, single = (run.train()[1].lora for run in (two, two, place.with_spec(max_steps=8)))
     assert first is not None
     assert again is not None

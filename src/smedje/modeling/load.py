@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.modeling.config import read_decoder_config, read_raw_config, rope_regime, why_not_owned
@@ -42,7 +42,8 @@ def load_decoder(
     config = read_decoder_config(folder)
     regime = rope_regime(config.rope, context_length)
     decoder = Decoder(config, dtype=dtype, device=device, regime=regime, numbers=numbers)
-    _fill(decoder.export_state(), weights or folder, tied=config.tie_embeddings)
+    whole = {} if numbers is None else {parameter.data_ptr(): parameter for parameter in decoder.parameters()}
+    _fill(decoder.export_state(), weights or folder, whole, tied=config.tie_embeddings)
     return decoder
 
 
@@ -70,8 +71,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 @torch.no_grad()
-def _fill(wanted: Mapping[str, Tensor], folder: Path, *, tied: bool) -> None:
-    """Copy each stored tensor into the view of the decoder's storage that carries its name, in the decoder's type."""
+def _fill(wanted: Mapping[str, Tensor], folder: Path, whole: Mapping[int, nn.Parameter], *, tied: bool) -> None:
+    """Copy each stored tensor into the view of the decoder's storage that carries its name, in the decoder's type.
+
+    whole: parameters by address that may take a stored tensor of their own type and size as it is, mapped from its
+    file: its pages are read when they are first used, and can be dropped again.
+    """
     seen: set[str] = set()
     for name, stored in _stored(folder):
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
@@ -85,7 +90,11 @@ def _fill(wanted: Mapping[str, Tensor], folder: Path, *, tied: bool) -> None:
                 code="invalid_base_model",
                 param=name,
             )
-        target.copy_(stored)
+        parameter = whole.get(target.data_ptr())
+        if parameter is not None and (parameter.shape, parameter.dtype) == (stored.shape, stored.dtype):
+            parameter.data = stored
+        else:
+            target.copy_(stored)
         seen.add(name)
     missing = sorted(wanted.keys() - seen)
     if missing:

@@ -26,6 +26,7 @@ from smedje.training.spec import LossSpec, ObjectiveSpec, WatchSpec
 from smedje.training.streams import even_groups, side_by_side
 
 VALIDATE_EVERY = 10
+SHORTEST_STREAM = 384  # tokens
 PLAIN = LossSpec()
 
 
@@ -181,14 +182,15 @@ def _dropout_stream(job: Job, step: int) -> torch.Tensor:
 def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> list[list[int]]:
     """The chosen rows in groups that each fit one flat stream; with several cores a like number for each.
 
-    Cores have one stream each only where what all rows share is short: every stream computes it again.
+    Cores have one stream each only where what all rows share is short, since every stream computes it again, and
+    where streams are long enough to pay for reading all weights once more.
     """
     shared = 0
     if job.share_prefixes and isinstance(rows.dataset, EncodedDataset):
         shared = shared_tokens(rows.dataset, chosen)
     lengths = [rows.dataset.length(i) - shared for i in chosen]
     budget = job.micro_batch_tokens // job.cores
-    if job.cores > 1 and shared <= budget // 8:
+    if job.cores > 1 and shared <= budget // 8 and sum(lengths) >= job.cores * SHORTEST_STREAM:
         groups = even_groups(lengths, token_budget=max(1, budget - shared), multiple=job.cores)
     else:
         groups = micro_batches(lengths, token_budget=max(1, job.micro_batch_tokens - shared))

@@ -145,7 +145,8 @@ def classification(
 def _attend(decoder: CausalDecoder, batch: TensorBatch) -> Attend:
     segments = batch.segments
     if segments is None:
-        if any(window is not None for window in decoder.shape.windows):
+        longest = max(batch.lengths)
+        if any(window is not None and window < longest for window in decoder.shape.windows):
             return DocumentAttention(batch.lengths, decoder.shape.windows)
         # Trees of one document each: one hand-written backward instead of autograd's slices and joins per document.
         ends = list(accumulate(batch.lengths))

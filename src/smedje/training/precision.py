@@ -55,4 +55,5 @@ def _is_large(spec: TrainingSpec, base: Path) -> bool:
     stored = raw.get("dtype", raw.get("torch_dtype"))
     if spec.device != "cpu" or why_not_owned(raw) is not None or stored != "bfloat16":
         return False
-    return 4 * weight_parameters(read_decoder_config(base)) > psutil.virtual_memory().total // 2
+    memory: int = psutil.virtual_memory().total
+    return 4 * weight_parameters(read_decoder_config(base)) > memory // 2
