@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -244,6 +245,21 @@ def test_only_the_browser_that_began_may_end_a_sign_in(
     again = http.get(back)
     assert again.status_code == 401
     assert "invalid_grant" in again.text
+
+
+def test_the_way_back_leads_to_the_public_address(server: Server, provider: IdentityProvider) -> None:
+    """Behind a proxy the provider is told where browsers reach the server, not where the proxy does."""
+    settings = ProviderSettings(issuer=provider.url, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+    app = make_app(server.ctx)
+    public = "https://smedje.example.org/"
+    app.state.services = replace(app.state.services, provider=Provider(settings), public_url=public)
+    with serving(app) as url:
+        away = httpx2.get(f"{url}/login/provider")
+    query = parse_qs(urlsplit(away.headers["location"]).query)
+    assert query["redirect_uri"] == ["https://smedje.example.org/login/provider/callback"]
+    assert query["code_challenge_method"] == ["S256"]
+    assert "Secure" in away.headers["set-cookie"]
+    assert len({query["state"][0], query["nonce"][0], query["code_challenge"][0]}) == 3
 
 
 def test_what_the_provider_says_no_with_is_shown_as_text(http: httpx2.Client, url: str) -> None:

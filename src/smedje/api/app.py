@@ -63,9 +63,7 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         app.include_router(part.router)
     for part in (audit, webhooks, retention, erasures, locations, organization):
         app.include_router(part.router)
-    for part in (roles, users, me, audit_logs, sign_in):
-        app.include_router(part.router)
-    for part in (inference, authoring):
+    for part in (roles, users, me, audit_logs, sign_in, inference, authoring):
         app.include_router(part.router)
     # Azure's v1 paths are OpenAI's behind a prefix; one schema describes both.
     for part in (files, uploads, fine_tuning, models, chat, completions):
