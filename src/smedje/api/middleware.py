@@ -49,6 +49,8 @@ class Edge:
             return
         request_id = "req_" + secrets.token_hex(12)
         scope["smedje.request_id"] = request_id
+        notices: list[str] = []
+        scope["smedje.notices"] = notices
         begun, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -57,6 +59,8 @@ class Edge:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                for notice in notices:
+                    headers.append("x-smedje-warning", notice)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

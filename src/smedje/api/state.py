@@ -31,7 +31,10 @@ def services(request: Request) -> Services:
     found = request.app.state.services
     assert isinstance(found, Services)
     actor = getattr(request.state, "actor", None)
-    return found if actor is None else replace(found, context=replace(found.context, actor=actor))
+    if actor is None:
+        return found
+    notices = request.scope.setdefault("smedje.notices", [])
+    return replace(found, context=replace(found.context, actor=actor, notices=notices))
 
 
 def context(request: Request) -> Context:

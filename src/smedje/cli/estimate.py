@@ -53,6 +53,8 @@ def estimate_fields(estimate: Mapping[str, Any]) -> dict[str, object]:
         fields[f"quota {room['name']}"] = (
             f"{room['left']:,} of {room['value']:,} left, needs {room['needed']:,}: {state}"
         )
+        if room["enough"] and room["warning"]:
+            fields[f"warning {room['name']}"] = room["warning"]
     return fields
 
 

@@ -27,6 +27,7 @@ from smedje.services.job_ends import meter, moved
 from smedje.services.prediction import predicted_memory
 from smedje.services.preflight import Checked, check_job
 from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
+from smedje.services.quotas import used_up
 from smedje.services.training_spec import build_spec
 from smedje.store import jobs as job_rows
 from smedje.store import leases
@@ -183,6 +184,8 @@ class Scheduler:
         spec = self._next_spec(lease.job)
         need = predicted_memory(spec)
         taken = sum(int(run.handle.get("memory_bytes", 0)) for run in active)
+        if self._waits_for_budget(lease.job):
+            return
         if active and need + taken > self.limits.memory_bytes:
             return
         self._start(lease, spec, need)
@@ -190,6 +193,20 @@ class Scheduler:
     def _next_spec(self, job: FineTuningJob) -> TrainingSpec:
         with self.ctx.database.transaction() as tx:
             runs = run_rows.list_runs(tx, job.id)
+    def _waits_for_budget(self, job: FineTuningJob) -> bool:
+        """Whether the project's month has nothing left for this job; said once in its story. What runs goes on."""
+        reason = used_up(self.ctx, job.project_id, job.id)
+        if reason is None:
+            return False
+        with self.ctx.database.transaction() as tx:
+            [last] = job_rows.list_events(tx, job.id, limit=1)
+        if last.message != reason:
+            with self.ctx.database.transaction() as tx:
+                waits = job_event(job.id, now=self.ctx.seconds(), message=reason, level="warn")
+                job_rows.insert_events(tx, [waits])
+                moved(self.ctx, tx, job, action="job.waits_for_budget")
+        return True
+
         origin = resolve_origin(self.ctx, job.project_id, job.request.model)
         earlier = [run.id for run in reversed(runs)]
         return build_spec(self.ctx, job, origin, threads=self.limits.threads, earlier_runs=earlier)

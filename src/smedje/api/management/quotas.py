@@ -16,15 +16,20 @@ router = APIRouter(prefix="/api/quotas", tags=["quotas"])
 
 
 class QuotaBody(Body):
-    """One limit. value: null takes it away. deployment: for the two rates, to limit one deployment alone."""
+    """One limit. value: null takes it away. deployment: for the two rates, to limit one deployment alone.
+
+    warn_percent: from which share on its use is warned of (80 unless set; 100 for never).
+    """
 
     name: Limit
     value: int | None
     deployment: Annotated[str, Field(max_length=256)] = ""
+    warn_percent: int | None = None
 
 
 class QuotaObject(BaseModel):
-    """A limit. used and left are null for rates, which each serving process counts for itself."""
+    """A limit. used and left are null for rates, which each serving process counts for itself. warning: in words, when
+    little is left."""
 
     object: Literal["quota"] = "quota"
     name: str
@@ -32,6 +37,8 @@ class QuotaObject(BaseModel):
     value: int
     used: int | None
     left: int | None
+    warn_percent: int
+    warning: str | None
 
 
 class QuotaList(BaseModel):
@@ -50,6 +57,8 @@ def to_object(state: service.QuotaState) -> QuotaObject:
         value=quota.value,
         used=state.used,
         left=None if state.used is None else max(0, quota.value - state.used),
+        warn_percent=quota.warn_percent,
+        warning=None if state.used is None else service.warning(quota, state.used),
     )
 
 
@@ -63,5 +72,12 @@ def list_quotas(caller: CanReadQuotas, ctx: Using, request: Request) -> QuotaLis
 @router.put("")
 def put_quota(caller: CanWriteQuotas, ctx: Using, body: QuotaBody) -> QuotaList:
     """Set a limit, or take it away; all limits as they then are."""
-    service.put_quota(ctx, caller, name=body.name, value=body.value, deployment=body.deployment)
+    service.put_quota(
+        ctx,
+        caller,
+        name=body.name,
+        value=body.value,
+        deployment=body.deployment,
+        warn_percent=body.warn_percent,
+    )
     return QuotaList(data=[to_object(one) for one in service.list_quotas(ctx, caller)])
