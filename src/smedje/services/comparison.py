@@ -65,7 +65,8 @@ def _comparison(ctx: Context, job: FineTuningJob, results: Sequence[RunResult], 
     except NotFound:
         predicted = None
     told = [result.data for result in results if result.data]
-    seconds = round(sum(float(one.get("seconds", 0)) for one in told), 1) if told else None
+    taken = sum(float(one.get(name, 0)) for one in told for name in ("start_seconds", "seconds"))
+    seconds = round(taken, 1) if told else None
     memory = max((int(one.get("peak_memory_bytes", 0)) for one in told), default=0) or None
     guess = predicted or {}
     low, high = guess.get("seconds_low"), guess.get("seconds_high")

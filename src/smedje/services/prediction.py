@@ -4,6 +4,7 @@ Time is learnt from the jobs that finished on this machine, or is arithmetic. Kn
 """
 
 import shutil
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from smedje.data.counting import RowCounts
-from smedje.domain.jobs import JobStatus
+from smedje.domain.jobs import FineTuningJob, JobStatus
 from smedje.errors import NotFound
 from smedje.modeling.catalog import find_base_model, load_catalog
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_models
 from smedje.objects.machine import usable_cores, usable_memory
+from smedje.objects.run_folder import RunFolder
 from smedje.services.context import Context
 from smedje.store import jobs as job_rows
+from smedje.store import runs as run_rows
 from smedje.store import usage as usage_rows
 from smedje.training.memory import adapter_parameters, predicted_bytes, weight_parameters
 from smedje.training.resolve import Plan, resolve_plan
@@ -28,8 +31,9 @@ from smedje.training.spec import TrainingSpec
 OPERATIONS_PER_WEIGHT = 4
 # What one core sustains in fp32 with AVX2, of a peak of about 75e9; measured with the product's own training loop.
 OPERATIONS_PER_CORE_SECOND = 45e9
-# A worker imports its libraries and loads the base model before the first step.
+# A worker imports its libraries and loads the base model before the first step; said by so many of the newest jobs.
 START_SECONDS = 5.0
+START_JOBS = 3
 LEARNT_SECONDS = 30 * 24 * 3600
 LEARNT_JOBS = 200
 # Fewer finished jobs than this say too little of how much their pace differs.
@@ -72,8 +76,12 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds for one token, with how far finished jobs lie below and above it as factors, and what it rests on."""
+    """Seconds before the first step and for one token, and what they rest on.
 
+    low, high: how far finished jobs lie below and above such a prediction, as factors.
+    """
+
+    start: float
     seconds: float
     low: float
     high: float
@@ -106,9 +114,9 @@ def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts,
         batch_size=plan.batch_size,
         learning_rate=plan.learning_rate,
         steps=plan.total_steps,
-        seconds=round(START_SECONDS + seconds, 1),
-        seconds_low=round(START_SECONDS + seconds * pace.low, 1),
-        seconds_high=round(START_SECONDS + seconds * pace.high, 1),
+        seconds=round(pace.start + seconds, 1),
+        seconds_low=round((pace.start + seconds) * pace.low, 1),
+        seconds_high=round((pace.start + seconds) * pace.high, 1),
         tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
         memory_bytes=memory,
         disk_bytes=disk,
@@ -179,33 +187,45 @@ def _pace(ctx: Context, project_id: str, spec: TrainingSpec) -> Pace:
         if total.kind == "training" and total.model == spec.base_model and total.trained_tokens and total.seconds:
             counted = "the job" if total.records == 1 else f"the {total.records} jobs"
             basis = f"{counted} on {spec.base_model} that finished in this project in the last 30 days"
-            paces = [
-                (job.finished_at - job.started_at) / job.trained_tokens
+            finished = [
+                job
                 for job in jobs
                 if job.status is JobStatus.SUCCEEDED
                 and job.request.base_model == spec.base_model
-                and job.trained_tokens
-                and job.started_at is not None
                 and job.finished_at is not None
-                and job.finished_at > max(job.started_at, now - LEARNT_SECONDS)
+                and job.finished_at > now - LEARNT_SECONDS
             ]
-            low, high = _spread(paces)
-            return Pace(seconds=total.seconds / total.trained_tokens, low=low, high=high, basis=basis)
+            start, seconds = _start(ctx, finished[:START_JOBS]), total.seconds / total.trained_tokens
+            low, high = _spread(finished, start, seconds)
+            return Pace(start=start, seconds=seconds, low=low, high=high, basis=basis)
     cores = usable_cores()
     work = OPERATIONS_PER_WEIGHT * _parameters(spec) / (OPERATIONS_PER_CORE_SECOND * cores)
     basis = (
         f"arithmetic for {cores} CPU cores: no job on {spec.base_model} has finished in this project yet, "
         "so it may be wrong by a factor of two"
     )
-    return Pace(seconds=work, low=1 / FACTOR_ARITHMETIC, high=FACTOR_ARITHMETIC, basis=basis)
+    return Pace(start=START_SECONDS, seconds=work, low=1 / FACTOR_ARITHMETIC, high=FACTOR_ARITHMETIC, basis=basis)
 
 
-def _spread(paces: list[float]) -> tuple[float, float]:
-    """The slowest and fastest of finished jobs against their mean; a fixed factor when there are too few."""
-    if len(paces) < FEWEST_JOBS:
+def _start(ctx: Context, jobs: Sequence[FineTuningJob]) -> float:
+    """Seconds before the first step, the median of what these jobs' last runs told."""
+    with ctx.database.transaction() as tx:
+        runs = [run_rows.latest_run(tx, job.id) for job in jobs]
+    results = [RunFolder(ctx.objects, run.id).read_result() for run in runs if run is not None]
+    told = [float(one.data["start_seconds"]) for one in results if one is not None and "start_seconds" in one.data]
+    return statistics.median(told) if told else START_SECONDS
+
+
+def _spread(jobs: Sequence[FineTuningJob], start: float, seconds: float) -> tuple[float, float]:
+    """The fastest and slowest of finished jobs against what would be predicted now; a fixed factor for too few."""
+    ratios = [
+        (job.finished_at - job.started_at) / (start + job.trained_tokens * seconds)
+        for job in jobs
+        if job.trained_tokens and job.finished_at and job.started_at and job.finished_at > job.started_at
+    ]
+    if len(ratios) < FEWEST_JOBS:
         return 1 / FACTOR_LEARNT, FACTOR_LEARNT
-    mean = sum(paces) / len(paces)
-    return min(paces) / mean, max(paces) / mean
+    return min(1.0, *ratios), max(1.0, *ratios)
 
 
 def _parameters(spec: TrainingSpec) -> int:

@@ -6,6 +6,7 @@ A waiting process that becomes a worker (training/warm.py) hands over what it ho
 """
 
 import argparse
+import ctypes
 import logging
 import os
 import resource
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ HEARTBEAT_SECONDS = 2.0
 # Kernels that oneDNN keeps ready. A stream of another length needs about thirty new ones, 0.6 MiB each, so that its
 # own bound of 1024 costs more memory than small jobs take, for kernels that are hardly ever used again.
 KERNELS_KEPT = 128
+M_ARENA_MAX = -8  # malloc.h of the GNU C library
 log = logging.getLogger("smedje.training")
 
 
@@ -54,6 +57,15 @@ class Reporter:
         self._last = time.monotonic()
 
 
+def bound_memory() -> None:
+    """Keep what is not tensors small, before anything is computed: kernels, and heaps of threads on their own."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    if sys.platform == "linux":
+        # Streams side by side would each fill a heap of their own, and no thread gets what another has freed.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
 def beat(folder: RunFolder, stop: threading.Event) -> None:
     """Say every two seconds that this process lives, and which process it is, so that a restarted server finds it."""
     while True:
@@ -66,6 +78,7 @@ def train_run(
     objects: Objects, folder: RunFolder, reporter: Reporter, *, cache: Path, resident: "Resident | None" = None
 ) -> RunResult:
     """Do the whole run; returns its result. Raises SmedjeError for what a person can mend."""
+    entered = time.monotonic()
     spec = spec_from_json(folder.read_spec())
     # Imported here, after the heartbeat has begun: torch alone takes seconds on a busy machine.
     from smedje.training.checkpoint import save_checkpoint, save_state
@@ -93,15 +106,19 @@ def train_run(
             reporter.say(RunEvent(kind="checkpoint", at=time.time(), data=data))
         asked = folder.requested()
         if asked is Control.CANCEL:
-            return RunResult(outcome=Outcome.CANCELLED, step=state.step, data=_totals(state.trained_tokens, began))
+            return RunResult(
+                outcome=Outcome.CANCELLED, step=state.step, data=_totals(state.trained_tokens, entered, began)
+            )
         if not record.last and (asked is Control.PAUSE or time.monotonic() - saved >= spec.state_seconds):
             # What was said comes first: a run that goes on from this state does not say it again.
             reporter.flush()
             save_state(objects, folder, state)
             saved = time.monotonic()
         if asked is Control.PAUSE and not record.last:
-            return RunResult(outcome=Outcome.PAUSED, step=state.step, data=_totals(state.trained_tokens, began))
-    totals = _totals(state.trained_tokens, began)
+            return RunResult(
+                outcome=Outcome.PAUSED, step=state.step, data=_totals(state.trained_tokens, entered, began)
+            )
+    totals = _totals(state.trained_tokens, entered, began)
     if state.step < job.plan.total_steps:
         totals["stopped_early"] = state.step
         reporter.say(_early(state.step, state.best.step))
@@ -117,9 +134,14 @@ def _early(step: int, best: int) -> RunEvent:
     return RunEvent(kind="message", at=time.time(), message=message)
 
 
-def _totals(trained_tokens: int, began: float) -> dict[str, float]:
+def _totals(trained_tokens: int, entered: float, began: float) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"trained_tokens": trained_tokens, "seconds": time.monotonic() - began, "peak_memory_bytes": peak}
+    return {
+        "trained_tokens": trained_tokens,
+        "seconds": time.monotonic() - began,
+        "start_seconds": began - entered,
+        "peak_memory_bytes": peak,
+    }
 
 
 def main(argv: Sequence[str] | None = None, *, resident: "Resident | None" = None) -> int:
@@ -133,7 +155,7 @@ def main(argv: Sequence[str] | None = None, *, resident: "Resident | None" = Non
     parser.add_argument("--cache", required=True, type=Path, help="folder for copies of remote objects")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    bound_memory()
     objects = open_objects(arguments.objects)
     folder = RunFolder(objects, arguments.run)
     stop = threading.Event()
