@@ -1,6 +1,9 @@
 """Members, sessions, attempts to sign in, roles and the audit log's filters, on both databases."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.databases import *  # noqa: F403
@@ -8,7 +11,10 @@ from tests.databases import *  # noqa: F403
 from smedje.domain.audit import FIRST, AuditEntry, AuditFilter
 from smedje.domain.projects import ApiKey, Assignment, Hub, Member, MemberKind, Origin, Project, Session
 from smedje.domain.roles import CustomRole, Permission, Role
-from smedje.errors import Conflict, NotFound
+from smedje.errors import Conflict, NotFound, SmedjeError
+from smedje.objects.store import open_objects
+from smedje.services.context import Context
+from smedje.services.sessions import MOST_BOTH, check_password
 from smedje.store import audit, members, roles, sessions
 from smedje.store import projects as places
 from smedje.store.database import Database
@@ -141,6 +147,22 @@ def test_attempts_are_counted_by_account_and_place(filled: Database) -> None:
         assert found == sessions.Attempts(account=1, address=1, both=0)
         sessions.insert_attempt(tx, account="c", address="z", now=20, forget=12)
         assert sessions.count_attempts(tx, account="a", address="x", since=0).account == 0
+
+
+def test_many_attempts_at_once_do_not_slip_through_together(database: Database, tmp_path: Path) -> None:
+    """Of sixteen guesses at the same moment five are looked at, on either database."""
+    ctx = Context(database=database, objects=open_objects("memory:///"), home=tmp_path)
+
+    def guess(number: int) -> str:
+        try:
+            check_password(ctx, "ada@example.org", f"guess number {number}")
+        except SmedjeError as problem:
+            return problem.code
+        return "in"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = Counter(pool.map(guess, range(16)))
+    assert found == {"wrong_credentials": MOST_BOTH, "too_many_attempts": 16 - MOST_BOTH}
 
 
 def entry(number: int, **fields: str | None) -> AuditEntry:

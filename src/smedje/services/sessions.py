@@ -54,6 +54,7 @@ def check_password(ctx: Context, email: str, password: str) -> Member:
     account, address = secret_digest(email.strip().lower()), ctx.actor.address or ""
     now = ctx.seconds()
     with ctx.database.transaction() as tx:
+        store.lock_attempts(tx)
         _refuse_too_many(tx, account=account, address=address, now=now)
         # Counted before it is known to fail, so that many at once do not slip through together.
         store.insert_attempt(tx, account=account, address=address, now=now, forget=now - WINDOW_SECONDS)

@@ -3,10 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, text, update
 
 from smedje.domain.projects import Session
 from smedje.store.tables import sessions, sign_in_attempts
+
+# Any number that nothing else in the same PostgreSQL database uses for advisory locks.
+ATTEMPTS_LOCK = 0x536D6564_7369
 
 
 def insert_session(tx: Connection, session: Session, sha256: str) -> None:
@@ -52,6 +55,12 @@ class Attempts:
     account: int
     address: int
     both: int
+
+
+def lock_attempts(tx: Connection) -> None:
+    """Wait until no other transaction counts attempts and adds its own. SQLite has one writer at a time anyway."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ATTEMPTS_LOCK})
 
 
 def count_attempts(tx: Connection, *, account: str, address: str, since: int) -> Attempts:
