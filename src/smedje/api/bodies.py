@@ -24,7 +24,7 @@ IGNORED_FIELDS: dict[str, frozenset[str]] = {
     ),
     "completion": frozenset({"user"}),
     # The billing tier of Azure's training; there is one way to train here.
-    "azure_job": frozenset({"trainingType"}),
+    "job": frozenset({"trainingType"}),
 }
 
 # Understood and not offered. Null, and the values listed, mean the same as leaving the field out.
@@ -45,9 +45,6 @@ UNSUPPORTED_FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
-    },
-    "job": {
-        "integrations": ([],),
     },
 }
 

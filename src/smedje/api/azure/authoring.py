@@ -5,14 +5,14 @@ Knows Azure's statuses, fields and defaults; what they do is the same as under O
 
 import re
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from smedje.api.auth import CanReadFiles, CanReadJobs, CanReadModels, CanWriteFiles, CanWriteJobs
-from smedje.api.openai.fine_tuning import (
+from smedje.api.job_wire import (
     AUTO,
     CheckpointObject,
     FineTuningJobBody,
@@ -53,12 +53,6 @@ class AzureFile(BaseModel):
     purpose: str
     status: str
     status_details: str | None
-
-
-class AzureJobBody(FineTuningJobBody):
-    """The body of a job's creation; -1 stands for "auto"."""
-
-    wire_name: ClassVar[str] = "azure_job"
 
 
 class AzureJob(BaseModel):
@@ -140,7 +134,7 @@ def get_content(caller: CanReadFiles, ctx: Using, file_id: str) -> StreamingResp
 
 
 @router.post(JOBS, status_code=201)
-def create_job(caller: CanWriteJobs, ctx: Using, response: Response, body: AzureJobBody) -> AzureJob:
+def create_job(caller: CanWriteJobs, ctx: Using, response: Response, body: FineTuningJobBody) -> AzureJob:
     """Create a job."""
     made = _job(admission.create_job(ctx, caller.project, _draft(body)))
     response.headers["location"] = f"{JOBS}/{made.id}"
@@ -225,7 +219,7 @@ def _file(file: File) -> AzureFile:
     )
 
 
-def _draft(body: AzureJobBody) -> JobDraft:
+def _draft(body: FineTuningJobBody) -> JobDraft:
     if body.suffix is not None and not SUFFIX.match(body.suffix):
         raise InvalidRequest(
             f"suffix is {body.suffix[:60]!r}. Use 1 to 40 letters, digits, '-' or '_'.",

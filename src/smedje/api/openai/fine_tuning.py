@@ -1,43 +1,31 @@
 """Fine-tuning jobs on the wire: creation, lists, state changes, events and checkpoints, in OpenAI's shapes."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from smedje.api.auth import CanReadJobs, CanWriteJobs
-from smedje.api.bodies import Body
+from smedje.api.job_wire import (
+    AUTO,
+    CheckpointObject,
+    FineTuningJobBody,
+    JobEventObject,
+    Limit,
+    to_checkpoint,
+    to_draft,
+    to_event,
+)
 from smedje.api.paging import Page, page, refuse_unknown_query
 from smedje.api.state import Using
-from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent
-from smedje.errors import InvalidRequest, UnsupportedField
+from smedje.domain.jobs import FineTuningJob
+from smedje.errors import InvalidRequest
 from smedje.services import admission
 from smedje.services import finetuning as service
-from smedje.services.job_request import HYPERPARAMETERS, METHOD_NAMES, JobDraft
+from smedje.services.job_request import HYPERPARAMETERS
 
 PAGE_QUERY = frozenset({"after", "limit"})
-METHOD_BLOCKS = ("supervised", "dpo", "classification", "reinforcement")
-AUTO = "auto"
-
-Limit = Annotated[int, Query(ge=1, le=100)]
-
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
-
-
-class FineTuningJobBody(Body):
-    """The body of a job's creation. `smedje`: knobs beyond OpenAI's, see docs/api.md."""
-
-    wire_name: ClassVar[str] = "job"
-
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    training_file: Annotated[str, Field(min_length=1, max_length=256)]
-    validation_file: Annotated[str | None, Field(max_length=256)] = None
-    suffix: str | None = None
-    seed: int | None = None
-    hyperparameters: dict[str, Any] | None = None
-    method: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
-    smedje: dict[str, Any] | None = None
 
 
 class JobErrorObject(BaseModel):
@@ -113,47 +101,6 @@ class FineTuningJobObject(BaseModel):
     smedje: dict[str, Any]
 
 
-class JobEventObject(BaseModel):
-    """OpenAI's event object."""
-
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: str
-    message: str
-    type: str
-    data: dict[str, Any] | None
-
-
-class CheckpointObject(BaseModel):
-    """OpenAI's checkpoint object. metrics: those of its step that were measured."""
-
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuned_model_checkpoint: str
-    fine_tuning_job_id: str
-    metrics: dict[str, float]
-    step_number: int
-
-
-def to_draft(body: FineTuningJobBody) -> JobDraft:
-    """The request behind a body. Raises InvalidRequest for a malformed `method`, or hyperparameters given twice."""
-    method, hyperparameters = _method(body)
-    return JobDraft(
-        model=body.model,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
-        suffix=body.suffix,
-        seed=body.seed,
-        method=method,
-        hyperparameters=hyperparameters,
-        options=body.smedje or {},
-        metadata=body.metadata,
-        legacy_form=body.method is None and body.hyperparameters is not None,
-    )
-
-
 def to_object(job: FineTuningJob) -> FineTuningJobObject:
     """The wire form of a job."""
     request = job.request
@@ -167,7 +114,7 @@ def to_object(job: FineTuningJob) -> FineTuningJobObject:
         fine_tuned_model=job.fine_tuned_model,
         finished_at=job.finished_at,
         hyperparameters=numbers,
-        integrations=[],
+        integrations=[dict(one) for one in request.integrations],
         metadata=None if request.metadata is None else dict(request.metadata),
         method=_method_object(job, numbers),
         model=request.model,
@@ -180,30 +127,6 @@ def to_object(job: FineTuningJob) -> FineTuningJobObject:
         user_provided_suffix=request.suffix,
         validation_file=request.validation_file,
         smedje={**request.options, "resolved": None if job.resolved is None else dict(job.resolved)},
-    )
-
-
-def to_event(event: JobEvent) -> JobEventObject:
-    """The wire form of an event."""
-    return JobEventObject(
-        id=event.id,
-        created_at=event.created_at,
-        level=event.level,
-        message=event.message,
-        type=event.type,
-        data=None if event.data is None else dict(event.data),
-    )
-
-
-def to_checkpoint(checkpoint: Checkpoint) -> CheckpointObject:
-    """The wire form of a checkpoint."""
-    return CheckpointObject(
-        id=checkpoint.id,
-        created_at=checkpoint.created_at,
-        fine_tuned_model_checkpoint=checkpoint.model_name,
-        fine_tuning_job_id=checkpoint.job_id,
-        metrics={"step": checkpoint.step, **checkpoint.metrics},
-        step_number=checkpoint.step,
     )
 
 
@@ -294,41 +217,3 @@ def _metadata_filter(request: Request) -> dict[str, str] | None:
                 )
             found[name[len("metadata[") : -1]] = value
     return found or None
-
-
-def _method(body: FineTuningJobBody) -> tuple[str, dict[str, Any]]:
-    """The method's name and its hyperparameters, from either form."""
-    if body.method is None:
-        return "supervised", body.hyperparameters or {}
-    if body.hyperparameters:
-        raise InvalidRequest(
-            "hyperparameters was given beside method. Put them into method only.",
-            code="conflicting_fields",
-            param="hyperparameters",
-        )
-    method = body.method
-    kind = method.get("type")
-    if not isinstance(kind, str):
-        raise InvalidRequest(f"method.type is required; use {METHOD_NAMES}.", code="missing_field", param="method.type")
-    for name in method.keys() - {"type", *METHOD_BLOCKS}:
-        raise InvalidRequest(
-            f"The field 'method.{name[:60]}' is not known here.", code="unknown_field", param=f"method.{name[:60]}"
-        )
-    block = method.get(kind) or {}
-    for name in METHOD_BLOCKS:
-        if name != kind and method.get(name):
-            raise InvalidRequest(
-                f"method.{name} was given for a job of type {kind[:60]!r}.",
-                code="conflicting_fields",
-                param=f"method.{name}",
-            )
-    if not isinstance(block, dict) or not isinstance(block.get("hyperparameters") or {}, dict):
-        raise InvalidRequest(
-            f"method.{kind} must be an object with hyperparameters.", code="invalid_value", param="method"
-        )
-    if kind != "reinforcement":
-        for name in block.keys() - {"hyperparameters"}:
-            raise UnsupportedField(
-                f"method.{kind[:60]}.{name[:60]} is not offered. Leave it out.", param=f"method.{kind[:60]}.{name[:60]}"
-            )
-    return kind, block.get("hyperparameters") or {}
