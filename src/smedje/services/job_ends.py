@@ -54,14 +54,16 @@ def meter(ctx: Context, tx: Connection, job: FineTuningJob) -> None:
 def trained(ctx: Context, tx: Connection, job: FineTuningJob) -> tuple[int, float]:
     """Tokens and seconds of all the job's runs so far.
 
-    Tokens: of the last result, which counts what came before it, or of the steps that were heard of, if that is more.
+    Of the results, of which each counts the tokens before it, or of the steps that were heard of, if that is more: a
+    worker that was killed leaves no result.
     """
     results = [RunFolder(ctx.objects, run.id).read_result() for run in run_rows.list_runs(tx, job.id)]
     said = [result.data for result in results if result is not None]
     steps = [event.data or {} for event in job_rows.list_step_events(tx, job.id)]
-    heard = sum(int(step.get("tokens", 0)) for step in steps)
-    tokens = max([heard, *(int(data.get("trained_tokens", 0)) for data in said)])
-    return tokens, sum(float(data.get("seconds", 0.0)) for data in said)
+    pace = [(int(step.get("tokens", 0)), float(step.get("tokens_per_second", 0))) for step in steps]
+    tokens = max([sum(count for count, _ in pace), *(int(data.get("trained_tokens", 0)) for data in said)])
+    seconds = sum(float(data.get("seconds", 0.0)) for data in said)
+    return tokens, max(seconds, sum(count / speed for count, speed in pace if speed > 0))
 
 
 def usage_of(job: FineTuningJob, kind: str, *, tokens: int, seconds: float, now: int) -> UsageRecord:

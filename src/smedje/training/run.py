@@ -342,3 +342,4 @@ def record_event(record: StepRecord, job: Job, *, speed: tuple[int, float] | Non
     elif record.valid_loss is not None:
         message += f", validation loss={record.valid_loss:.2f}"
     return RunEvent(kind="step", at=time.time(), message=message, data=data)
+        tokens=record.tokens,
