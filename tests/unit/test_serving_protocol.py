@@ -42,6 +42,7 @@ requests = st.builds(
     max_tokens=st.none() | ids,
     adapter=st.none() | st.text(),
     stop_ids=st.frozensets(ids),
+    grammar=st.none() | st.text(),
 )
 known = st.builds(TokenLogprob, token=ids, logprob=floats, top=st.lists(st.tuples(ids, floats), max_size=3).map(tuple))
 chunks = st.builds(
