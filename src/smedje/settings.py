@@ -32,6 +32,7 @@ class Settings:
     warm_seconds: a process that holds a base model for the next job ends after this long without one; 0: none is kept.
     warm_model: base model that is held from the server's start on; empty: the one of the latest job.
     lease_seconds: how long a scheduler may be silent before another takes its jobs.
+    wandb_api_key: with it jobs' `integrations` are sent to Weights & Biases; without it they are written offline.
     location: the name of this machine as a compute target; hubs name it, and their jobs run here.
     outbound_allow: what the server may reach of addresses that users give (downloads, webhooks): `public` for the
     public internet, host names, `.example.org` for all names below it, networks; divided by commas. Empty: nothing.
@@ -52,6 +53,7 @@ class Settings:
     warm_model: str = ""
     lease_seconds: int = 8
     location: str = "local"
+    wandb_api_key: str = ""
     outbound_allow: str = ""
     public_url: str = ""
     oidc_issuer: str = ""

@@ -28,6 +28,7 @@ from smedje.services.deliveries import Courier
 from smedje.services.files import sweep
 from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
+from smedje.services.integrations import Trackers
 from smedje.services.scheduler import Limits, Scheduler
 from smedje.services.uploads import sweep_uploads
 from smedje.services.upkeep import Upkeep
@@ -135,6 +136,7 @@ def _scheduler(ctx: Context, settings: Settings, executor: LocalExecutor) -> Sch
         owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
         command=(sys.executable, "-m", "smedje.training.worker", *storage),
         worker_env=env,
+        trackers=Trackers(wandb_api_key=settings.wandb_api_key),
         warm=WarmWorkers(
             command=(sys.executable, "-m", "smedje.training.warm", *storage),
             env=env,

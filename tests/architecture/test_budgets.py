@@ -61,6 +61,7 @@ THROUGH_ANOTHER = {
     "anyio": "starlette",
     "argon2": "argon2-cffi",
     "joserfc": "authlib",
+    "mlflow": "mlflow-skinny",
 }
 
 

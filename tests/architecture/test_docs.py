@@ -50,7 +50,7 @@ def test_every_command_that_a_text_names_exists() -> None:
     """Remedies in messages and lines in the docs name commands that can be typed."""
     known = {" ".join(words) for words in commands(typer.main.get_command(app))}
     groups = {words.split()[0] for words in known if " " in words}
-    pattern = re.compile(rf"\bsmedje ({'|'.join(sorted(groups))}) ([a-z]+)\b")
+    pattern = re.compile(rf"\bsmedje ({'|'.join(sorted(groups))}) ([a-z-]+)\b")
     texts = {path: path.read_text(encoding="utf-8") for path in text_files() if path.suffix in (".py", ".md")}
     found = {
         f"{path.relative_to(ROOT)}: smedje {group} {verb}"

@@ -45,7 +45,7 @@ def train(server: Server) -> str:
         ({"metadata": {"k" * 65: "x"}}, "invalid_metadata", "metadata", "64"),
         ({"metadata": {"k": "x" * 513}}, "invalid_metadata", "metadata", "512"),
         ({"metadata": {"k": 3}}, "invalid_value", "metadata.k", "string"),
-        ({"integrations": [{"type": "wandb"}]}, "unsupported_field", "integrations", "integrations"),
+        ({"integrations": [{"type": "wandb"}]}, "invalid_integration", "integrations[0]", "project"),
         ({"training_fil": "x"}, "unknown_field", "training_fil", "training_fil"),
         ({"hyperparameters": {"n_epoch": 3}}, "unknown_hyperparameter", "hyperparameters.n_epoch", "n_epochs"),
         ({"hyperparameters": {"n_epochs": 51}}, "invalid_value", "hyperparameters.n_epochs", "1 to 50"),

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smedje.cli import exits
+from smedje.cli.estimate import compare, show_estimate
+from smedje.cli.export_metrics import export_metrics
 from smedje.cli.files import file_for
 from smedje.cli.output import (
     JsonFlag,
-    duration,
     note,
     print_fields,
     print_json,
     print_json_line,
     print_table,
     say,
-    size,
     when,
 )
 from smedje.cli.watch import metrics_line, metrics_of, watch
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from smedje.cli.client import Client
 
 app = typer.Typer(help="Create, follow and steer fine-tuning jobs.", rich_markup_mode=None, no_args_is_help=True)
+
+app.command(name="compare")(compare)
+app.command(name="export-metrics")(export_metrics)
 
 JOBS = "/v1/fine_tuning/jobs"
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="The job's id: ftjob-...")]
@@ -130,7 +133,7 @@ def create(
     with open_client() as client:
         body = form.body(file_for(client, file), file_for(client, validation_file) if validation_file else None)
         if dry_run:
-            _show_estimate(client.post("/api/fine_tuning/estimate", body), as_json=as_json)
+            show_estimate(client.post("/api/fine_tuning/estimate", body), as_json=as_json)
             return
         job = client.post(JOBS, body)
         if follow:
@@ -287,27 +290,6 @@ def _show(job: Mapping[str, Any], *, as_json: bool) -> None:
 def _loss(checkpoint: Mapping[str, Any]) -> str | None:
     loss = checkpoint["metrics"].get("full_valid_loss")
     return None if loss is None else f"{loss:.4f}"
-
-
-def estimate_fields(estimate: Mapping[str, Any]) -> dict[str, object]:
-    """An estimate in words."""
-    rate = estimate["tokens_per_second"]
-    return {
-        "examples": f"{estimate['rows']}, and {estimate['validation_rows']} held out",
-        "training": f"{estimate['n_epochs']} epochs, {estimate['steps']} steps of {estimate['batch_size']} examples",
-        "learning rate": f"{estimate['learning_rate']:g}",
-        "tokens": f"{estimate['trained_tokens']:,}",
-        "time": f"about {duration(estimate['seconds'])} at {rate:,.0f} tokens/s ({estimate['basis']})",
-        "memory": f"{size(estimate['memory_bytes'])}, {'fits' if estimate['fits'] else 'does not fit this machine'}",
-        "disk": size(estimate["disk_bytes"]),
-    }
-
-
-def _show_estimate(estimate: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(estimate)
-    else:
-        print_fields(estimate_fields(estimate))
 
 
 def _number(option: str, text: str) -> int | float | str:

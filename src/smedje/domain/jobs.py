@@ -4,7 +4,7 @@ State machine: validating_files -> queued -> running -> succeeded | failed | can
 running and queued. Exactly one terminal event exists because `advance` refuses to leave a terminal state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -53,7 +53,7 @@ class JobRequest:
     model: the name in the request (a base model, a fine-tuned model or a checkpoint). base_model: what it resolves to.
     hyperparameters: n_epochs, batch_size, learning_rate_multiplier; a number or "auto".
     options: the `smedje` request field (knobs beyond OpenAI's), validated and complete with defaults left out.
-    legacy_form: the caller used the top-level `hyperparameters` instead of `method`.
+    legacy_form: the caller used the top-level `hyperparameters` instead of `method`. integrations: in OpenAI's form.
     """
 
     model: str
@@ -67,6 +67,7 @@ class JobRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] | None = None
     legacy_form: bool = False
+    integrations: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
 from smedje.modeling.dora import magnitude_name, row_norms, site_gains
-from smedje.modeling.low_rank import AddLowRank, spread
+from smedje.modeling.low_rank import add_low_rank, spread
 from smedje.modeling.products import frozen_linear
 from smedje.modeling.transformer import CausalDecoder
 
@@ -159,10 +159,8 @@ class TrainableLora(nn.Module):
 
     def add_low_rank(self, parts: "Sequence[_Part]", x: Tensor, y: Tensor) -> Tensor:
         """scale * B A x of a site's parts written into y."""
-        spans = tuple((part.slot.start, part.slot.stop) for part in parts)
-        factors = [part.A for part in parts] + [part.B for part in parts]
-        added: Tensor = AddLowRank.apply(y, x, self.config.scale, spans, *factors)  # type: ignore[no-untyped-call]
-        return added
+        spans = [(part.slot.start, part.slot.stop) for part in parts]
+        return add_low_rank(y, x, self.config.scale, spans, [part.A for part in parts], [part.B for part in parts])
 
     def weights(self) -> dict[str, Tensor]:
         """The adapter's tensors under PEFT's names, detached; they share storage with the parameters."""

@@ -12,7 +12,15 @@ from torch import Tensor
 from smedje.modeling.products import product
 
 
-class AddLowRank(torch.autograd.Function):
+def add_low_rank(
+    y: Tensor, x: Tensor, scale: float, spans: Sequence[tuple[int, int]], downs: Sequence[Tensor], ups: Sequence[Tensor]
+) -> Tensor:
+    """y [T, out] with scale * B A x written into it: x [T, in], and for each part its rows of y, A [rank, in], B."""
+    added: Tensor = _AddLowRank.apply(y, x, scale, tuple(spans), *downs, *ups)  # type: ignore[no-untyped-call]
+    return added
+
+
+class _AddLowRank(torch.autograd.Function):
     """y += scale * (x A^T) B^T in place, for all parts of a site at once; saves x and the rank-wide x A^T alone.
 
     The parts' A are stacked [n * rank, in] and their B stand in their own rows and columns of one [out, n * rank]: n

@@ -22,6 +22,7 @@ from smedje.services.audit import record_in
 from smedje.services.catalog import resolve_origin, training_limits
 from smedje.services.classifiers import labels_of
 from smedje.services.context import Context
+from smedje.services.integrations import check_integrations
 from smedje.services.job_request import (
 from smedje.services.job_ends import moved
     LARGEST_SEED,
@@ -119,6 +120,7 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
         options=options,
         metadata=None if draft.metadata is None else dict(draft.metadata),
         legacy_form=draft.legacy_form,
+        integrations=check_integrations(draft.integrations),
     )
 
 

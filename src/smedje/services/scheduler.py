@@ -24,6 +24,7 @@ from smedje.services.certificate import certify
 from smedje.services.comparison import comparison_event
 from smedje.services.context import Context
 from smedje.services.job_ends import meter, moved
+from smedje.services.integrations import Trackers, write_integrations
 from smedje.services.prediction import predicted_memory
 from smedje.services.preflight import Checked, check_job
 from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
@@ -59,6 +60,7 @@ class Scheduler:
     """Owns leases and the checks in progress. `command`: argv that starts a training worker, run id appended.
 
     warm: turns a waiting process into a worker where there is one; None where every worker starts afresh.
+    trackers: where jobs may have their figures sent.
     """
 
     ctx: Context
@@ -68,6 +70,7 @@ class Scheduler:
     command: tuple[str, ...]
     worker_env: Mapping[str, str] = field(default_factory=dict)
     warm: WarmWorkers | None = None
+    trackers: Trackers = field(default_factory=Trackers)
     _checks: dict[str, Future[Checked | JobError]] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="check"))
 
@@ -290,6 +293,9 @@ class Scheduler:
             job_rows.save_job(tx, done, was=JobStatus.RUNNING, fence=lease.fence)
             run_rows.save_run(tx, replace(run, state=RunState.FINISHED, ended_at=now))
             moved(self.ctx, tx, done)
+        if done.request.integrations:
+            # Sending may take minutes; nothing waits for it, and the figures stay in the rows.
+            threading.Thread(target=write_integrations, args=(self.ctx, done, self.trackers), daemon=True).start()
         self._get_ready(job.request.base_model)
         self.ctx.wake.set()
 
