@@ -6,10 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from smedje.cli.main import app
-from smedje.data.importers import Import, Mapped, import_path, import_rows, plan_import, take_rows
+from smedje.data.edits import edit_line
+from smedje.data.forms import parse_item
+from smedje.data.import_files import SourceRow
+from smedje.data.importers import (
+    FORMATS,
+    Import,
+    ImportPlan,
+    Mapped,
+    import_path,
+    import_rows,
+    plan_import,
+    take_row,
+    take_rows,
+)
+from smedje.data.lines import Line
+from smedje.data.repair import EDITS
 from smedje.data.validate import validate_file
 from smedje.errors import InvalidRequest
 
@@ -280,3 +297,59 @@ def test_the_command_writes_an_account_of_every_row(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data", "import", str(broken), "--out", str(tmp_path / "never.jsonl")])
     assert isinstance(result.exception, InvalidRequest)
     assert not list(tmp_path.glob("never*"))
+
+
+WORDS = "messages conversations prompt completion instruction output input history chosen rejected preferred_output"
+LEAVES = st.none() | st.integers(-2, 2) | st.sampled_from(["", "user", "assistant", "human", "text", "a", "b", "\x00"])
+ODD = (
+    LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.sampled_from(["type", "text", "a"]), LEAVES, max_size=2)
+)
+TURN = st.dictionaries(
+    st.sampled_from(["role", "content", "from", "value", "weight", "tool_calls", "name", "id"]), ODD, max_size=5
+)
+HELD = ODD | st.lists(TURN | ODD, max_size=4) | st.fixed_dictionaries({"messages": st.lists(TURN, max_size=3)})
+NODE = st.fixed_dictionaries(
+    {},
+    optional={
+        "parent": st.sampled_from(["a", "b", None]),
+        "message": ODD
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "author": ODD | st.fixed_dictionaries({"role": ODD}),
+                "content": ODD | st.fixed_dictionaries({"content_type": ODD, "parts": ODD}),
+                "recipient": ODD,
+                "metadata": ODD,
+            },
+        ),
+    },
+)
+EXPORT = st.fixed_dictionaries(
+    {"mapping": st.dictionaries(st.sampled_from(["a", "b"]), NODE | ODD), "current_node": ODD}
+)
+ROW = EXPORT | st.dictionaries(
+    st.sampled_from([*WORDS.split(), "non_preferred_output", "system", "a", "b"]), HELD, max_size=6
+)
+
+
+@given(value=ROW, columns=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_no_row_stops_an_import(value: dict[str, Any], columns: bool) -> None:
+    """Whatever a row holds, it is kept or dropped with a reason; what is kept has no error."""
+    mapped = Mapped(user="a", assistant="b", system="system") if columns else None
+    row = SourceRow("x.jsonl", 1, value)
+    for form in FORMATS if columns else FORMATS[:-1]:
+        one = take_row(row, ImportPlan(files=(), form=form, columns=mapped))
+        assert (one.line is None) == bool(one.reason)
+        if one.line is not None:
+            problems = parse_item(Line(1, one.line), "preference" if b'"input"' in one.line[:9] else "chat").problems
+            assert not [problem for problem in problems if problem.severity == "error"]
+
+
+@given(ROW)
+@settings(max_examples=200, deadline=None)
+def test_no_line_stops_a_repair(value: Any) -> None:
+    """Every edit of every line ends with a value, and doing it twice is doing it once."""
+    for step in EDITS:
+        once = edit_line(value, step, system="Be brief.")
+        assert edit_line(once, step, system="Be brief.") == once

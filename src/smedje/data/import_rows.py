@@ -125,7 +125,9 @@ def _turns(turns: object) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise Refused("conversations is not a list of objects")
     if all("role" in turn and "content" in turn for turn in turns):
-        return [{**turn, "role": _ROLES.get(turn["role"], turn["role"])} for turn in turns]
+        named = [turn["role"] for turn in turns]
+        roles = [_ROLES.get(role, role) if isinstance(role, str) else role for role in named]
+        return [{**turn, "role": role} for turn, role in zip(turns, roles, strict=True)]
     messages = []
     for turn in turns:
         role = turn.get("from", turn.get("role"))
@@ -137,7 +139,10 @@ def _turns(turns: object) -> list[dict[str, Any]]:
 
 def _alpaca(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     messages = _system(value)
-    for turn in value.get("history") or []:
+    history = value.get("history") or []
+    if not isinstance(history, list):
+        raise Refused("history is not a list of pairs")
+    for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
             raise Refused("history is not a list of pairs")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]

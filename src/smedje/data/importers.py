@@ -169,7 +169,7 @@ def take_rows(plan: ImportPlan) -> Iterator[Taken]:
     pairs: bool | None = None
     for file in plan.files:
         for row in read_source(file):
-            one = _take(row, plan)
+            one = take_row(row, plan)
             if one.line is not None:
                 pairs = (one.form in _PAIRS) if pairs is None else pairs
                 if pairs != (one.form in _PAIRS):
@@ -195,7 +195,8 @@ def import_rows(rows: Iterable[Taken], write: Callable[[bytes], object]) -> Impo
     return account.result()
 
 
-def _take(source: SourceRow, plan: ImportPlan) -> Taken:
+def take_row(source: SourceRow, plan: ImportPlan) -> Taken:
+    """What becomes of one row by itself."""
     value, form = source.value, ""
     try:
         if isinstance(value, Refused):
