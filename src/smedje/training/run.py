@@ -6,7 +6,7 @@ Knows object storage, the tokenizer and the decoder; refuses to know run folders
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,10 +17,11 @@ import torch
 
 from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.classification import LabelledDataset, encode_labelled
-from smedje.data.encode import encode_file
+from smedje.data.dialogues import hold_out
+from smedje.data.encode import EncodedDataset, encode_file
+from smedje.data.labels import answer_labels
 from smedje.data.preference import encode_pairs
 from smedje.data.prepared import Dataset, keep_rows, read_rows, sources_of
-from smedje.data.split import split_rows
 from smedje.domain.runs import RunEvent
 from smedje.errors import InvalidRequest
 from smedje.modeling.adapter import load_adapter
@@ -33,6 +34,7 @@ from smedje.modeling.transformer import CausalDecoder, Decoder
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects
 from smedje.training.checkpoint import load_latest_state
+from smedje.training.full import full_state, whole_decoder
 from smedje.training.loop import Job, Rows, State, StepRecord
 from smedje.training.optimizer import make_optimizer
 from smedje.training.precision import base_numbers, precision_of
@@ -58,11 +60,16 @@ def prepare(
     _check_weights(spec, _names(training.dataset) or ())
     plan = resolve_plan(len(training.indices), spec)
     _check_watch(spec, validation)
-    numbers = base_numbers(spec, base)
-    if numbers == plain(torch.float32):
-        decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=spec.data.max_tokens)
+    decoder: CausalDecoder
+    if spec.lora.full:
+        decoder = whole_decoder(objects, spec, cache=cache)
     else:
-        decoder = load_decoder(base, device=spec.device, context_length=spec.data.max_tokens, numbers=numbers)
+        limit = spec.data.max_tokens
+        numbers = base_numbers(spec, base)
+        if numbers == plain(torch.float32):
+            decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=limit)
+        else:
+            decoder = load_decoder(base, device=spec.device, context_length=limit, numbers=numbers)
     state = fresh_state(objects, spec, decoder, cache=cache, names=_names(training.dataset) or ())
     job = Job(
         plan=plan,
@@ -111,10 +118,24 @@ def load_rows(
         return Rows(dataset=dataset, indices=everything), Rows(dataset=held_out, indices=range(len(held_out)))
     if spec.data.validation_fraction == 0:
         return Rows(dataset=dataset, indices=everything), None
-    chosen, held = split_rows(
-        len(dataset), seed=spec.seed, validation_fraction=spec.data.validation_fraction, groups=dataset.groups
+    chosen, held = hold_out(
+        len(dataset),
+        seed=spec.seed,
+        fraction=spec.data.validation_fraction,
+        groups=dataset.groups,
+        labels=_labels(path, dataset),
     )
     return Rows(dataset=dataset, indices=chosen), Rows(dataset=dataset, indices=held) if held else None
+
+
+def _labels(path: Path, dataset: Dataset) -> Sequence[Hashable] | None:
+    """What validation has its share of each of: classes, or answers that are labels."""
+    if isinstance(dataset, LabelledDataset):
+        return dataset.classes
+    if not isinstance(dataset, EncodedDataset):
+        return None
+    by_line = answer_labels(path)
+    return None if by_line is None else [by_line[line] for line in dataset.lines]
 
 
 def _prepared(
@@ -180,6 +201,8 @@ def fresh_state(
 
     names: a classifier's labels; empty for a chat model.
     """
+    if spec.lora.full:
+        return full_state(spec, decoder)
     config = adapter_config(spec.lora, decoder.slots)
     weights = None
     if spec.lora.initial is not None:
@@ -274,8 +297,8 @@ def resolved_event(spec: TrainingSpec, job: Job, state: State, *, load_seconds: 
         "warmup_steps": plan.warmup_steps,
         "training_examples": len(job.training.indices),
         "validation_examples": len(job.validation.indices) if job.validation else 0,
-        "lora_rank": spec.lora.rank,
-        "lora_alpha": spec.lora.alpha,
+        "tuning": "full" if spec.lora.full else "lora",
+        **({} if spec.lora.full else {"lora_rank": spec.lora.rank, "lora_alpha": spec.lora.alpha}),
         "trainable_parameters": sum(p.numel() for p in state.trained().values()),
         "optimizer": spec.optimizer.kind,
         "scheduler": spec.schedule.kind,
@@ -327,6 +350,7 @@ def record_event(record: StepRecord, job: Job, *, speed: tuple[int, float] | Non
     data.update(
         learning_rate=record.learning_rate,
         grad_norm=record.grad_norm,
+        tokens=record.tokens,
         tokens_per_second=record.tokens / record.seconds,
         labelled_tokens_per_second=record.labelled / record.seconds,
         computed_tokens_per_second=record.computed / record.seconds,
@@ -342,4 +366,3 @@ def record_event(record: StepRecord, job: Job, *, speed: tuple[int, float] | Non
     elif record.valid_loss is not None:
         message += f", validation loss={record.valid_loss:.2f}"
     return RunEvent(kind="step", at=time.time(), message=message, data=data)
-        tokens=record.tokens,
