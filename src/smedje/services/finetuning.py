@@ -23,8 +23,8 @@ from smedje.services.catalog import resolve_origin, training_limits
 from smedje.services.classifiers import labels_of
 from smedje.services.context import Context
 from smedje.services.integrations import check_integrations
-from smedje.services.job_request import (
 from smedje.services.job_ends import moved
+from smedje.services.job_request import (
     LARGEST_SEED,
     JobDraft,
     check_hyperparameters,
