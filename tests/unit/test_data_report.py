@@ -76,6 +76,11 @@ def test_every_repair_of_the_report_can_be_typed(bad: Path) -> None:
     """Each command that the report names runs as it stands, mends what it says, and leaves the file as it is."""
     before = bad.read_bytes()
     report = json.loads(typed("smedje data check bad.jsonl --json", code=1))
+    assert report["insights"]["advice"][0] == (
+        "Line 31: The message has the key 'id', which no chat format knows. Remove it. Known keys: role, content, "
+        "name, weight, tool_calls, tool_call_id, function_call, refusal."
+    )
+    assert len(report["insights"]["advice"]) == 3
     steps = {one["step"]: one for one in report["repairs"]}
     alone = set(STEPS) - NEEDS.keys()
     assert set(steps) == alone

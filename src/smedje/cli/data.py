@@ -107,7 +107,7 @@ def _report(file: Path, model: str | None, validation: Path | None) -> dict[str,
     """The report of a file, with that of its validation file and of the two together when there is one."""
     from smedje.data.insights import by_weight, insights_to_dict
     from smedje.data.parts import compare_sides
-    from smedje.data.remedies import told_repairs
+    from smedje.data.remedies import advice_of, told_repairs
     from smedje.data.report import report_to_dict
 
     report, insights = _one(existing(file), model)
@@ -117,9 +117,11 @@ def _report(file: Path, model: str | None, validation: Path | None) -> dict[str,
         sides = compare_sides(file, validation, (insights, seen))
         insights = replace(insights, findings=by_weight([*insights.findings, *sides.findings]))
         other["validation"] = {**report_to_dict(held), "insights": insights_to_dict(seen)}
+        other["validation"]["insights"]["advice"] = advice_of(other["validation"])
         other["validation"]["repairs"] = told_repairs(other["validation"], name=str(validation))
         other["pair"] = {"labels": dict(sides.labels), "languages": dict(sides.languages)}
     found = {**report_to_dict(report), "insights": insights_to_dict(insights), **other}
+    found["insights"]["advice"] = advice_of(found)
     return {**found, "repairs": told_repairs(found, name=str(file))}
 
 

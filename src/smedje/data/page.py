@@ -105,7 +105,7 @@ def _other(report: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _advice(insights: Mapping[str, Any]) -> Iterator[str]:
     findings = insights.get("findings") or []
-    if not findings:
+    if not insights.get("advice"):
         return
     yield "<h2>What is most worth mending</h2><ol>"
     for advice in insights["advice"]:

@@ -1,5 +1,6 @@
 """Which repair step mends which problem or finding, and the exact command and call that do it. Knows names only."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from shlex import quote
 from typing import Any
@@ -69,6 +70,26 @@ def repairs_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
         if step is not None and code not in found.setdefault(step, []):
             found[step].append(code)
     return found
+
+
+def advice_of(report: Mapping[str, Any], *, most: int = 3) -> list[str]:
+    """The things most worth mending, as sentences: errors first, by how often each stands, then the heaviest findings.
+
+    report: in its JSON shape, with insights.
+    """
+    problems = [one for one in report.get("problems") or () if one["severity"] == "error"]
+    counts = Counter({one["code"]: 0 for one in problems})
+    for one in problems:
+        counts[one["code"]] += 1
+    told = (report.get("statistics") or {}).get("problem_codes") or counts
+    firsts = {one["code"]: one for one in reversed(problems)}
+    found = []
+    for code, first in sorted(firsts.items(), key=lambda item: (-told.get(item[0], 1), item[1]["line"])):
+        number = told.get(code, counts[code])
+        where = "The file" if first["line"] == 0 else f"Line {first['line']}"
+        more = f" (and {number - 1} more of {code})" if number > 1 else ""
+        found.append(f"{where}{more}: {first['message']} {first['remedy']}")
+    return [*found, *(report.get("insights") or {}).get("advice", ())][:most]
 
 
 def told_repairs(

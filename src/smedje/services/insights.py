@@ -15,7 +15,7 @@ from smedje.data.forms import read_items
 from smedje.data.insights import Insights, by_weight, insights_to_dict, look_at, with_token_bars
 from smedje.data.page import report_page
 from smedje.data.parts import compare_sides
-from smedje.data.remedies import told_repairs
+from smedje.data.remedies import advice_of, told_repairs
 from smedje.data.view import LineView, view_line
 from smedje.domain.files import File, FilePurpose, insights_key, report_key
 from smedje.domain.projects import Project
@@ -52,6 +52,7 @@ def read_insights(
         body["tokens"] = msgspec.to_builtins(counted.statistics)
         report["problems"] += [msgspec.to_builtins(problem) for problem in counted.problems]
     told = insights_to_dict(insights)
+    told["advice"] = advice_of({**report, "insights": told})
     repairs = told_repairs({"insights": told, "problems": report["problems"]}, file_id=file.id)
     return msgspec.json.encode({**told, **body, "repairs": repairs})
 
