@@ -35,8 +35,8 @@ from smedje.services.job_request import (
     check_seed,
     check_suffix,
 )
-from smedje.services.run_events import job_event
 from smedje.services.locations import check_location
+from smedje.services.run_events import job_event
 from smedje.services.training_spec import base_defaults
 from smedje.services.whole_models import tuned_in_full
 from smedje.store import jobs as store
@@ -60,8 +60,8 @@ def create_job(
         request=request,
         status=JobStatus.VALIDATING_FILES,
         created_at=now,
-    )
         key_id=ctx.actor.key_id,
+    )
     with ctx.database.transaction() as tx:
         quotas.check_room(ctx, tx, project.id, Limit.ACTIVE_JOBS)
         quotas.check_room(ctx, tx, project.id, Limit.FINE_TUNED_MODELS)
@@ -99,6 +99,7 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
             code="wrong_model_kind",
             param="model",
         )
+    check_location(ctx, project, origin.base_model, draft.method)
     limits: TrainingLimits = training_limits(origin.base_model)
     where = "hyperparameters" if draft.legacy_form else f"method.{draft.method}.hyperparameters"
     hyperparameters = check_hyperparameters(draft.hyperparameters, limits, where, method=draft.method)
@@ -108,13 +109,12 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
         if file_id is not None:
             _check_form(ctx, _check_file(ctx, project, file_id, param), param, method=draft.method)
     return JobRequest(
-    check_location(ctx, project, origin.base_model, draft.method)
         model=draft.model,
         base_model=origin.base_model,
         training_file=draft.training_file,
         validation_file=draft.validation_file,
         suffix=suffix,
-        seed=secrets.randbelow(LARGEST_SEED + 1) if draft.seed is None else draft.seed,
+        seed=draw_seed() if draft.seed is None else draft.seed,
         method=draft.method,
         hyperparameters=hyperparameters,
         options=options,
@@ -122,6 +122,11 @@ def check_draft(ctx: Context, project: Project, draft: JobDraft) -> JobRequest:
         legacy_form=draft.legacy_form,
         integrations=check_integrations(draft.integrations),
     )
+
+
+def draw_seed() -> int:
+    """A seed for a job that was given none."""
+    return secrets.randbelow(LARGEST_SEED + 1)
 
 
 def get_job(ctx: Context, project: Project, job_id: str) -> FineTuningJob:
