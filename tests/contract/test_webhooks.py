@@ -217,7 +217,7 @@ def test_an_event_is_sent_again_until_it_is_taken(
 def test_a_sender_that_dies_in_the_middle_loses_nothing(
     server: Server, client: openai.OpenAI, receiver: Receiver, clock: Clock
 ) -> None:
-    """An event that a killed sender had taken is taken again a minute later."""
+    """An event that a killed sender had taken is taken again half a minute later."""
     client.webhooks.create(name="a", url=receiver.url, event_types=["fine_tuning.job.failed"])
     end_a_job(server, JobStatus.FAILED)
     with server.ctx.database.transaction() as tx:

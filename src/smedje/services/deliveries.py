@@ -1,6 +1,6 @@
 """Telling webhooks: each event is a row, written with the change itself, and sent until its receiver has it.
 
-At least once, never lost: a sender takes rows for a minute, so one that is killed leaves them to the next. Receivers
+At least once, never lost: a sender takes rows for half a minute, so one that is killed leaves them to the next. Receivers
 know a repeated event by its webhook-id. Knows when to try again and when to give up; refuses to know anything about a
 job but its id, and what receivers answer beyond the status.
 """
@@ -27,7 +27,8 @@ log = logging.getLogger("smedje.deliveries")
 # After each failed attempt; together a little over three days.
 WAITS = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200, 57600, 86400)
 ANSWER_SECONDS = 15.0
-HOLD_SECONDS = 60
+# Longer than an attempt can take.
+HOLD_SECONDS = 30
 DISABLE_AFTER_SECONDS = 3 * 24 * 3600
 AT_ONCE = 8
 GONE = 410
