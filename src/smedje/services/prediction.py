@@ -23,7 +23,13 @@ from smedje.services.context import Context
 from smedje.store import jobs as job_rows
 from smedje.store import runs as run_rows
 from smedje.store import usage as usage_rows
-from smedje.training.memory import adapter_parameters, predicted_bytes, weight_parameters
+from smedje.training.memory import (
+    adapter_parameters,
+    held_in_bf16,
+    predicted_bytes,
+    stream_sizes,
+    weight_parameters,
+)
 from smedje.training.resolve import Plan, resolve_plan
 from smedje.training.spec import TrainingSpec
 
@@ -103,7 +109,7 @@ def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts,
     tokens = round(sum(found.tokens[row] for row in chosen) * passes)
     pace = _pace(ctx, project_id, spec)
     seconds = tokens * pace.seconds
-    memory, disk = predicted_memory(spec), _disk(spec, plan)
+    memory, disk = predicted_memory(spec, found), _disk(spec, plan)
     fits = memory <= usable_memory()
     return Estimate(
         rows=rows,
@@ -122,17 +128,31 @@ def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts,
         disk_bytes=disk,
         fits=fits and disk <= shutil.disk_usage(ctx.home).free,
         basis=pace.basis,
-        proposal=None if fits else propose(ctx, spec, longest=max(found.tokens, default=0)),
+        proposal=None if fits else propose(ctx, spec, longest=max(found.tokens, default=0), rows=found),
         split_by_label=by_label,
     )
 
 
-def propose(ctx: Context, spec: TrainingSpec, *, longest: int = 0, memory_bytes: int | None = None) -> str | None:
+def propose(
+    ctx: Context,
+    spec: TrainingSpec,
+    *,
+    longest: int = 0,
+    memory_bytes: int | None = None,
+    rows: RowCounts | None = None,
+) -> str | None:
     """The nearest change with which `spec` fits into the machine's memory, as a sentence; None when there is none.
 
     longest: tokens of the longest example, below which no limit is proposed. memory_bytes: None for this machine's.
+    rows: the training file's, where they are known. Smaller streams come first, because they change no result.
     """
     room = usable_memory() if memory_bytes is None else memory_bytes
+    tokens, least = spec.micro_batch_tokens, SHORTEST_LIMIT if rows is not None else max(longest, SHORTEST_LIMIT)
+    while tokens // 2 >= least:
+        tokens //= 2
+        need = predicted_memory(replace(spec, micro_batch_tokens=tokens), rows)
+        if need <= room:
+            return f"With micro_batch_tokens {tokens} it needs about {need / 2**30:.1f} GiB and fits."
     limit = max(spec.data.max_tokens, spec.micro_batch_tokens)
     while limit // 2 >= max(longest, SHORTEST_LIMIT):
         limit //= 2
@@ -164,12 +184,19 @@ def propose(ctx: Context, spec: TrainingSpec, *, longest: int = 0, memory_bytes:
     return f"The installed base model {best.name} needs about {best.memory_training_bytes / 2**30:.1f} GiB and fits."
 
 
-def predicted_memory(spec: TrainingSpec) -> int:
-    """Peak resident bytes that a run should need: from shapes, or from the catalog for other architectures."""
+def predicted_memory(spec: TrainingSpec, rows: RowCounts | None = None) -> int:
+    """Peak resident bytes that a run should need: from shapes, or from the catalog for other architectures.
+
+    rows: the training file's, where they are known; else the largest that the spec allows.
+    """
     folder = Path(spec.base_folder)
-    if why_not_owned(read_raw_config(folder)) is None:
-        return predicted_bytes(read_decoder_config(folder), spec)
-    return find_base_model(spec.base_model).memory_training_bytes
+    raw = read_raw_config(folder)
+    if why_not_owned(raw) is not None:
+        return find_base_model(spec.base_model).memory_training_bytes
+    config = read_decoder_config(folder)
+    streams = None if rows is None or not rows.tokens else stream_sizes(spec, rows.tokens, rows.trained)
+    kept = not spec.lora.full and held_in_bf16(raw, config, memory_bytes=usable_memory())
+    return predicted_bytes(config, spec, streams, weight_bytes=2 if kept else 4)
 
 
 def prediction_key(job_id: str) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 
 from smedje.chat.tokenizer import load_chat_tokenizer
-from smedje.data.counting import Counted, count_tokens
+from smedje.data.counting import Counted, RowCounts, count_tokens
 from smedje.domain.files import content_key
 from smedje.domain.jobs import FineTuningJob, JobError
 from smedje.errors import InvalidData, NotFound, SmedjeError
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_folder
-from smedje.objects.machine import usable_memory
+from smedje.objects.machine import usable_cores, usable_memory
 from smedje.services.context import Context
 from smedje.services.prediction import predict, predicted_memory, prediction_key, propose
 from smedje.services.training_spec import Origin, build_spec, max_tokens
@@ -38,10 +38,10 @@ def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | Job
     """Check the job's data and its need of memory. A JobError says which lines, or how much memory."""
     try:
         counted = count_files(ctx, job)
-        spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
+        spec = build_spec(ctx, job, origin, threads=usable_cores(), earlier_runs=())
     except SmedjeError as problem:
         return JobError(code=problem.code, message=problem.message, param=problem.param)
-    found = _too_long_for_serving(spec) or _memory(ctx, spec)
+    found = _too_long_for_serving(spec) or _memory(ctx, spec, counted["training_file"].rows)
     if isinstance(found, Checked):
         _remember(ctx, job, spec, counted)
     return found
@@ -86,8 +86,8 @@ def _remember(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Map
         ctx.objects.put(prediction_key(job.id), msgspec.json.encode(guess))
 
 
-def _memory(ctx: Context, spec: TrainingSpec) -> Checked | JobError:
-    need = predicted_memory(spec)
+def _memory(ctx: Context, spec: TrainingSpec, rows: RowCounts | None = None) -> Checked | JobError:
+    need = predicted_memory(spec, rows)
     total = usable_memory()
     if need > total:
         return JobError(
@@ -95,7 +95,7 @@ def _memory(ctx: Context, spec: TrainingSpec) -> Checked | JobError:
             message=(
                 f"Training {spec.base_model} needs about {need / 2**30:.1f} GiB and this machine has "
                 f"{total / 2**30:.1f} GiB. "
-                + (propose(ctx, spec) or "Choose a smaller base model or a smaller max_tokens_per_example.")
+                + (propose(ctx, spec, rows=rows) or "Choose a smaller base model or a smaller max_tokens_per_example.")
             ),
             param="model",
         )

@@ -5,14 +5,14 @@ Knows the processor and the memory; decides from the spec alone otherwise. Refus
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.products import BF16_PRODUCTS, FP32_OF_BF16, Numbers, plain
 from smedje.modeling.transformer import CausalDecoder, Decoder
-from smedje.training.memory import weight_parameters
+from smedje.objects.machine import usable_memory
+from smedje.training.memory import held_in_bf16
 from smedje.training.spec import TrainingSpec
 
 
@@ -52,8 +52,6 @@ def precision_of(decoder: CausalDecoder) -> str:
 
 def _is_large(spec: TrainingSpec, base: Path) -> bool:
     raw = read_raw_config(base)
-    stored = raw.get("dtype", raw.get("torch_dtype"))
-    if spec.device != "cpu" or why_not_owned(raw) is not None or stored != "bfloat16":
+    if spec.device != "cpu" or why_not_owned(raw) is not None:
         return False
-    memory: int = psutil.virtual_memory().total
-    return 4 * weight_parameters(read_decoder_config(base)) > memory // 2
+    return held_in_bf16(raw, read_decoder_config(base), memory_bytes=usable_memory())
