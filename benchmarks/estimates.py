@@ -34,6 +34,7 @@ WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life"
 # A flat stream needs at least so much memory a token with SmolLM2, by its shapes.
 TOKEN_BYTES = 1_000_000
 MOST_STREAM = 131_072
+ROW_TOKENS = 800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +176,10 @@ def errors_of(table: list[dict[str, Any]]) -> dict[str, Any]:
 
 def refusal(place: Place) -> dict[str, Any]:
     """A job whose one stream is larger than the machine: refused, then run as proposed."""
-    rows = min(MOST_STREAM, round(1.3 * usable_memory() / TOKEN_BYTES)) // 1000
-    # Long prompts and short answers: what is proposed is predicted for half of the tokens being learnt.
-    asked = Asked(model=LARGE, rows=rows, words=(800, 40), batch=rows, micro_batch_tokens=MOST_STREAM)
+    rows = round(1.3 * usable_memory() / TOKEN_BYTES) // 1000
+    # The stream holds all rows of the step, but little more: half of it leaves the machine some room.
+    stream = min(MOST_STREAM, rows * ROW_TOKENS)
+    asked = Asked(model=LARGE, rows=rows, words=(800, 40), batch=rows, micro_batch_tokens=stream)
     file_id = place.upload(asked, 99)
     body = body_of(asked, file_id)
     offer = place.post("/api/fine_tuning/estimate", body)
