@@ -75,7 +75,8 @@ def encode_file(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> Enc
                     code="example_too_long",
                 )
             dataset.tokens.extend(rendered.tokens)
-            dataset.weights.extend(weight * example.weight for weight in rendered.weights)
+            same = example.weight == 1.0
+            dataset.weights.extend(rendered.weights if same else [w * example.weight for w in rendered.weights])
             dataset.offsets.append(len(dataset.tokens))
             dataset.lines.append(example.line)
             numbers.append(number)
