@@ -20,7 +20,7 @@ from smedje.services.comparison import compare, comparison_event
 from smedje.services.context import Context
 from smedje.services.job_request import JobDraft
 from smedje.services.prediction import predicted_memory, propose
-from smedje.services.preflight import Checked, check_job
+from smedje.services.preflight import Checked, check_job, no_disk
 from smedje.services.training_spec import build_spec
 from smedje.store import jobs as job_rows
 from smedje.store import runs as run_rows
@@ -104,6 +104,15 @@ def test_a_proposal_fits_and_spares_the_longest_example(ctx: Context, job: FineT
     assert propose(ctx, spec, memory_bytes=1) is None
 
 
+def test_lora_is_proposed_where_a_full_tuning_does_not_fit(ctx: Context, job: FineTuningJob, project: Project) -> None:
+    """When no shorter example helps, the same job with an adapter is what fits."""
+    spec = build_spec(ctx, job, resolve_origin(ctx, project.id, TINY), threads=1, earlier_runs=())
+    full = structs.replace(spec, lora=structs.replace(spec.lora, full=True))
+    found = propose(ctx, full, longest=100_000, memory_bytes=predicted_memory(spec))
+    assert found is not None
+    assert "smedje.tuning lora" in found
+
+
 def test_an_installed_model_that_fits_is_proposed(ctx: Context, job: FineTuningJob, project: Project) -> None:
     """When no limit helps, the largest installed base model of the catalog that fits is named."""
     install_tiny_model(ctx.home, "smollm2-135m-instruct")
@@ -141,3 +150,15 @@ def test_predicted_stands_beside_actual(ctx: Context, project: Project, job: Fin
     assert told is not None
     assert told.data is not None
     assert told.data["seconds"] == 12.3
+
+
+def test_checkpoints_that_would_fill_the_disk_are_refused(ctx: Context, project: Project, job: FineTuningJob) -> None:
+    """A byte too little is refused with both numbers and what to change; fewer checkpoints need less."""
+    draft = JobDraft(model=TINY, training_file=job.request.training_file, seed=3, hyperparameters={"n_epochs": 6})
+    guess = estimate.estimate(ctx, project, draft)
+    assert no_disk(guess, guess.disk_bytes) is None
+    refused = no_disk(guess, guess.disk_bytes - 1)
+    assert refused is not None
+    assert (refused.code, refused.param) == ("insufficient_disk", "smedje.checkpoint_every_epochs")
+    fewer = estimate.estimate(ctx, project, replace(draft, options={"checkpoint_every_epochs": 3}))
+    assert fewer.disk_bytes < guess.disk_bytes

@@ -153,6 +153,14 @@ def propose(
         need = predicted_memory(replace(spec, micro_batch_tokens=tokens), rows)
         if need <= room:
             return f"With micro_batch_tokens {tokens} it needs about {need / 2**30:.1f} GiB and fits."
+    if not spec.lora.recompute and spec.lora.dropout == 0:
+        again = replace(spec, lora=replace(spec.lora, recompute=True), micro_batch_tokens=max(tokens, longest))
+        need = predicted_memory(again, rows)
+        if longest <= spec.data.max_tokens and need <= room:
+            return (
+                f"With recompute and micro_batch_tokens {again.micro_batch_tokens} it needs about "
+                f"{need / 2**30:.1f} GiB and fits."
+            )
     limit = max(spec.data.max_tokens, spec.micro_batch_tokens)
     while limit // 2 >= max(longest, SHORTEST_LIMIT):
         limit //= 2
@@ -263,7 +271,8 @@ def _parameters(spec: TrainingSpec) -> int:
 
 
 def _disk(spec: TrainingSpec, plan: Plan) -> int:
-    """One adapter, or all weights, an epoch in fp32, and the two saved states with weights and moments."""
+    """One adapter, or all weights, a checkpoint in fp32, and the two saved states with weights and moments."""
     config = read_decoder_config(Path(spec.base_folder))
     trained = weight_parameters(config) if spec.lora.full else adapter_parameters(config, spec.lora.rank)
-    return 4 * trained * (plan.n_epochs + 2 * 3)
+    checkpoints = -(-plan.n_epochs // spec.watch.checkpoint_epochs)
+    return 4 * trained * (checkpoints + 2 * 3)

@@ -3,6 +3,7 @@
 Reads files and tokenizers; changes no row. The scheduler runs it beside its loop, because tokenising can take seconds.
 """
 
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from smedje.modeling.config import read_decoder_config, read_raw_config, why_not
 from smedje.modeling.folder import installed_folder
 from smedje.objects.machine import usable_cores, usable_memory
 from smedje.services.context import Context
-from smedje.services.prediction import predict, predicted_memory, prediction_key, propose
+from smedje.services.prediction import Estimate, predict, predicted_memory, prediction_key, propose
 from smedje.services.training_spec import Origin, build_spec, max_tokens
 from smedje.store import files as file_rows
 from smedje.training.spec import TrainingSpec
@@ -35,16 +36,34 @@ class Checked:
 
 
 def check_job(ctx: Context, job: FineTuningJob, origin: Origin) -> Checked | JobError:
-    """Check the job's data and its need of memory. A JobError says which lines, or how much memory."""
+    """Check the job's data and its need of memory and disk. A JobError says which lines, or how much of what."""
     try:
         counted = count_files(ctx, job)
         spec = build_spec(ctx, job, origin, threads=usable_cores(), earlier_runs=())
     except SmedjeError as problem:
         return JobError(code=problem.code, message=problem.message, param=problem.param)
     found = _too_long_for_serving(spec) or _memory(ctx, spec, counted["training_file"].rows)
-    if isinstance(found, Checked):
-        _remember(ctx, job, spec, counted)
+    if not isinstance(found, Checked):
+        return found
+    guess = _guess(ctx, job, spec, counted)
+    if guess is not None and ctx.objects.url.startswith("file:"):
+        return no_disk(guess, shutil.disk_usage(ctx.home).free) or found
     return found
+
+
+def no_disk(guess: Estimate, free: int) -> JobError | None:
+    """The refusal of a job whose checkpoints and saved states would not fit into `free` bytes, None when they do."""
+    if guess.disk_bytes <= free:
+        return None
+    return JobError(
+        code="insufficient_disk",
+        message=(
+            f"Checkpoints and saved states need {guess.disk_bytes / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are "
+            "free. Free some space, keep fewer checkpoints with smedje.checkpoint_every_epochs, or choose a smaller "
+            "smedje.lora_rank."
+        ),
+        param="smedje.checkpoint_every_epochs",
+    )
 
 
 def count_files(ctx: Context, job: FineTuningJob) -> dict[str, Counted]:
@@ -78,12 +97,14 @@ def held_out_rows(counted: Mapping[str, Counted]) -> int:
     return len(counted["validation_file"].rows.tokens) if "validation_file" in counted else 0
 
 
-def _remember(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Mapping[str, Counted]) -> None:
-    """Keep what is predicted, to be compared with what the job takes. A job does not fail for want of it."""
+def _guess(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Mapping[str, Counted]) -> Estimate | None:
+    """What is predicted, kept to be compared with what the job takes. A job does not fail for want of it."""
     with suppress(SmedjeError):
         rows = counted["training_file"].rows
         guess = predict(ctx, job.project_id, spec, rows, held_out=held_out_rows(counted))
         ctx.objects.put(prediction_key(job.id), msgspec.json.encode(guess))
+        return guess
+    return None
 
 
 def _memory(ctx: Context, spec: TrainingSpec, rows: RowCounts | None = None) -> Checked | JobError:
