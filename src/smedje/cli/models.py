@@ -87,9 +87,15 @@ def show(name: Name, as_json: JsonFlag = False) -> None:
 def remove(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting a fine-tuned model.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show what deleting a fine-tuned model frees and what stands in the way.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Remove a base model from this machine, or delete a fine-tuned model from the server."""
+    if preview:
+        _preview_removal(name, as_json=as_json)
+        return
     if name.startswith(FINE_TUNED):
         answer = _delete_fine_tuned(name, yes=yes)
     else:
@@ -191,6 +197,20 @@ def _delete_fine_tuned(name: str, *, yes: bool) -> dict[str, Any]:
         typer.confirm(f"Delete {name} for good?", abort=True)
     with open_client() as client:
         return client.delete(f"/v1/models/{segment(name)}")
+
+
+def _preview_removal(name: str, *, as_json: bool) -> None:
+    from smedje.cli.client import open_client, segment
+
+    with open_client() as client:
+        found = client.get(f"/api/models/{segment(name)}/removal")
+    if as_json:
+        print_json(found)
+        return
+    say(f"frees {size(found['bytes'])} in {found['objects']} objects")
+    for kind in ("deployments", "jobs"):
+        if found[kind]:
+            say(f"first: {kind} {', '.join(found[kind])}")
 
 
 def _home() -> Path:

@@ -1,8 +1,8 @@
 """Telling webhooks: each event is a row, written with the change itself, and sent until its receiver has it.
 
-At least once, never lost: a sender takes rows for half a minute, so one that is killed leaves them to the next. Receivers
-know a repeated event by its webhook-id. Knows when to try again and when to give up; refuses to know anything about a
-job but its id, and what receivers answer beyond the status.
+At least once, never lost: a sender takes rows for half a minute, so one that is killed leaves them to the next.
+Receivers know a repeated event by its webhook-id. Knows when to try again and when to give up; refuses to know anything
+about a job but its id, and what receivers answer beyond the status.
 """
 
 import json
