@@ -51,9 +51,10 @@ def report_page(report: Mapping[str, Any], *, title: str, views: Sequence[Mappin
 def _sections(report: Mapping[str, Any]) -> Iterator[str]:
     """Everything about one file."""
     insights = report.get("insights") or {}
+    yield from _advice(insights)
     # What keeps the file from training stands before what would make it better.
     yield from _problems(report["problems"])
-    yield from _advice(insights)
+    yield from _findings(insights)
     yield from _repairs(report.get("repairs") or ())
     yield from _charts(insights.get("histograms") or {})
     yield from _counts("Languages (a guess from script and small words)", insights.get("languages"))
@@ -104,13 +105,16 @@ def _other(report: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _advice(insights: Mapping[str, Any]) -> Iterator[str]:
-    findings = insights.get("findings") or []
     if not insights.get("advice"):
         return
     yield "<h2>What is most worth mending</h2><ol>"
     for advice in insights["advice"]:
         yield f"<li>{escape(advice)}</li>"
     yield "</ol>"
+
+
+def _findings(insights: Mapping[str, Any]) -> Iterator[str]:
+    findings = insights.get("findings") or []
     rows = [(one["count"], one["message"], one["remedy"], _lines(one), one["repair"] or "") for one in findings]
     yield from _table("All findings", ("Examples", "Finding", "What to do", "Lines", "Repair step"), rows)
 
