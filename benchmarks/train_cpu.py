@@ -1,16 +1,16 @@
-"""LoRA fine-tuning on a CPU against peers: python benchmarks/train_cpu.py --json OUT [--workloads W1,W3] [--peers ...]
+"""LoRA fine-tuning on a CPU against peers: python benchmarks/train_cpu.py --json OUT --base FOLDER [--workloads W1,W3]
 
-Every engine trains the same base model from the same initial adapter on the same token ids, in an environment of its
-own that this script builds. A row counts only beside a passing guard: the per-step losses of the plain Hugging Face
-loop. Rounds interleave the engines (A B A B); figures are medians of the steps after the first of each round.
-Workloads follow log-normal chat lengths, 30 % labelled: W1 none shared, W2/W3/W4 a common system prompt of
-120/400/1,000 tokens, W5 every token labelled, packed to 1,024.
+Every engine trains the same base model from the same initial adapter on the same token ids, 16 examples a step, in an
+environment of its own that this script makes on first use. Rounds interleave the engines (A B A B); a figure is the
+median of the steps after the first of each round. Results add up in OUT over invocations, and a picture lies beside it;
+an invocation starts nothing that would not end within --seconds. A row counts only beside a passing guard
+(`--guard FOLDER,...`): losses and adapter gradients of 20 steps against the plain transformers and PEFT loop, for each
+base model named. Workloads: train_cpu_rows.py.
 """
 
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -19,90 +19,63 @@ import time
 from pathlib import Path
 from typing import Any
 
+from train_cpu_guard import checked
+from train_cpu_peak import gflops
+from train_cpu_plot import plot
+from train_cpu_rows import ROWS_OF_W7, rows_of, write_rows
+
 ROOT = Path(__file__).resolve().parent
-PEER_PACKAGES = (
-    "trl==1.16.0",
-    "transformers==5.23.0",
-    "peft==0.21.2",
-    "datasets==5.2.0",
-    "accelerate==1.15.0",
-    "torch==2.13.0",
-)
-SHARED = {"W1": 0, "W2": 120, "W3": 400, "W4": 1000, "W5": 0}
-# name -> (runner, configuration). hf: plain transformers + peft loop; trl: SFTTrainer.
-ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "smedje": ("ours", {"share": True}),
-    "smedje-unshared": ("ours", {"share": False}),
-    "hf-loop": ("hf", {}),
-    "trl-packed": ("trl", {"packing": True, "bf16": False, "checkpointing": False}),
-    "trl-padded": ("trl", {"packing": False, "bf16": False, "checkpointing": False}),
-    "trl-packed-bf16": ("trl", {"packing": True, "bf16": True, "checkpointing": False}),
-    "trl-default": ("trl", {"packing": False, "bf16": True, "checkpointing": True}),
+HUGGING_FACE = ("trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
+PACKAGES = {"peers": (*HUGGING_FACE, "torch==2.13.0")}
+PLAIN = {"bf16": False, "checkpointing": False}
+# name -> (runner, environment, configuration). hf: plain transformers + peft loop; trl: SFTTrainer.
+ENGINES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "smedje": ("ours", None, {"share": True, "precision": "fp32"}),
+    "smedje-bf16": ("ours", None, {"share": True, "precision": "bf16"}),
+    "smedje-unshared": ("ours", None, {"share": False, "precision": "fp32"}),
+    "trl-packed": ("trl", "peers", {"packing": True, **PLAIN}),
+    "trl-packed-bf16": ("trl", "peers", {"packing": True, **PLAIN, "bf16": True}),
+    "trl-padded": ("trl", "peers", {"packing": False, **PLAIN}),
+    "trl-padded-bf16": ("trl", "peers", {"packing": False, **PLAIN, "bf16": True}),
+    "trl-default": ("trl", "peers", {"packing": False, "bf16": True, "checkpointing": True}),
+    "hf-loop": ("hf", "peers", {"bf16": False}),
+    "hf-loop-bf16": ("hf", "peers", {"bf16": True}),
 }
+USUAL = "smedje,smedje-bf16,trl-packed,trl-packed-bf16"
 
 
-def rows_of(workload: str, count: int, *, seed: int = 1) -> list[dict[str, list[int]]]:
-    """Token ids and labels (-100 where there is no loss) of `count` synthetic examples."""
-    draw = random.Random(seed)
-    shared = [draw.randrange(100, 40_000) for _ in range(SHARED[workload])]
-    rows = []
-    for _ in range(count):
-        length = 1024 if workload == "W5" else max(24, min(1000, int(draw.lognormvariate(5.38, 0.6))))
-        own = [draw.randrange(100, 40_000) for _ in range(length)]
-        prompt = 0 if workload == "W5" else int(length * 0.7)
-        labels = [-100] * (len(shared) + prompt) + own[prompt:]
-        rows.append({"input_ids": shared + own, "labels": labels})
-    return rows
-
-
-def write_rows(work: Path, rows: list[dict[str, list[int]]]) -> None:
-    """The rows, and for the peers the same rows in the order in which our loop will visit them."""
-    from smedje.data.batches import epoch_order
-
-    (work / "rows.json").write_text(json.dumps(rows))
-    (work / "ordered.json").write_text(json.dumps([rows[i] for i in epoch_order(len(rows), seed=0, epoch=0)]))
-
-
-def peak_gflops() -> float:
-    """The machine's measured fp32 product rate with all cores, GFLOP/s: the yardstick beside every figure."""
-    import torch
-
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    product = torch.ops.mkldnn._linear_pointwise
-    product(a, b, None, "none", [], "")
-    began = time.perf_counter()
-    for _ in range(5):
-        product(a, b, None, "none", [], "")
-    return 5 * 2 * 2048**3 / (time.perf_counter() - began) / 1e9
-
-
-def peer_python(folder: Path) -> Path:
-    """The peers' own environment, made once."""
+def peer_python(folder: Path, packages: tuple[str, ...] = PACKAGES["peers"]) -> Path:
+    """An environment of the peers' own, made once."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEER_PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
         (folder / "ready").write_text("ok")
     return python
 
 
-def run(engine: str, work: Path, *, peers: Path, steps: int, batch: int) -> dict[str, Any]:
-    """One round of one engine on the data in `work`: step seconds, losses, peak memory."""
-    runner, options = ENGINES[engine]
-    python = Path(sys.executable) if runner == "ours" else peer_python(peers)
+def run(engine: str, work: Path, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """One round of one engine on the data in `work`: step seconds, losses, peak memory, and the whole wall time."""
+    runner, environment, options = ENGINES[engine]
+    folder = Path(f"{arguments.environments}-{environment}")
+    python = Path(sys.executable) if environment is None else peer_python(folder, PACKAGES[environment])
     out = work / f"{engine}.json"
     out.unlink(missing_ok=True)
-    settings = {"work": str(work), "steps": steps, "batch": batch, "out": str(out), **options}
+    settings = {"work": str(work), "out": str(out), "batch": arguments.batch, **options, **more}
     env = {
         **os.environ,
         "OMP_NUM_THREADS": str(os.cpu_count()),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if environment is None:
+        from smedje.executors.base import worker_environment
+
+        # As the product starts its own workers.
+        env |= worker_environment({}, objects_url="file:///")
     began = time.perf_counter()
-    done = subprocess.run(
-        [python, str(ROOT / f"train_cpu_{runner}.py"), json.dumps(settings)], env=env, capture_output=True, text=True
-    )
+    command = [python, str(ROOT / f"train_cpu_{runner}.py"), json.dumps(settings)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         return {"error": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else "no output"}
     return {**json.loads(out.read_text()), "wall_seconds": time.perf_counter() - began}
@@ -117,70 +90,89 @@ def figures(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "tokens_per_second": round(statistics.median(rate), 1),
         "range": [round(min(rate), 1), round(max(rate), 1)],
+        "steps": len(rate),
         "peak_gb": round(max(r["peak_bytes"] for r in rounds) / 1e9, 2),
         "wall_seconds": round(statistics.median(r["wall_seconds"] for r in rounds), 1),
+        "useful_gflops": round(statistics.median(x * r["gigaflop_per_token"] for r in rounds for x in rate), 1)
+        if "gigaflop_per_token" in rounds[0]
+        else None,
     }
 
 
-def measure(workload: str, engines: list[str], work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All engines on one workload, interleaved. Every row is different: a repeated one would be shared by ours."""
-    rows = rows_of(workload, arguments.batch * arguments.steps)
+def measure(workload: str, report: dict[str, Any], work: Path, arguments: argparse.Namespace) -> None:
+    """Engines on one workload, interleaved, added to the report. Every row is different: ours would share repeats."""
+    steps = -(-ROWS_OF_W7 // arguments.batch) if workload == "W7" else arguments.steps
+    rows = rows_of(workload, ROWS_OF_W7 if workload == "W7" else arguments.batch * steps)
     write_rows(work, rows)
-    rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    found = report["workloads"].setdefault(workload, {})
     for number in range(arguments.rounds):
-        for engine in engines:
+        for engine in arguments.engines.split(","):
+            entry = found.setdefault(engine, {"rounds": []})
+            took = max((r.get("wall_seconds", 0.0) for r in entry["rounds"]), default=0.0)
+            if time.monotonic() + took > arguments.until:
+                print(f"{workload}: no time left for {engine}", file=sys.stderr, flush=True)
+                continue
             print(f"{workload} round {number + 1}: {engine}", file=sys.stderr, flush=True)
-            rounds[engine].append(
-                run(engine, work, peers=arguments.peers_folder, steps=arguments.steps, batch=arguments.batch)
-            )
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    return {"tokens": tokens, "engines": {name: figures(found) for name, found in rounds.items()}}
+            entry["rounds"].append(run(engine, work, arguments, steps=steps))
+            entry["figures"] = figures(entry["rounds"])
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def guard(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Per-step losses of ours (shared and not) against the plain Hugging Face loop, 20 steps of ragged short rows."""
-    rows = [{"input_ids": r["input_ids"][:160], "labels": r["labels"][:160]} for r in rows_of("W2", 4 * 20)]
-    for row in rows:
-        row["labels"][-20:] = row["input_ids"][-20:]
-    write_rows(work, rows)
-    found = {
-        e: run(e, work, peers=arguments.peers_folder, steps=20, batch=4)
-        for e in ("smedje", "smedje-unshared", "hf-loop")
-    }
-    if any("error" in r for r in found.values()):
-        return {name: r.get("error") for name, r in found.items()}
-    reference = found["hf-loop"]["losses"]
-
-    def worst(name: str) -> float:
-        return max(abs(a - b) for a, b in zip(found[name]["losses"], reference, strict=True))
-
-    return {"largest_loss_difference": {name: worst(name) for name in ("smedje", "smedje-unshared")}, "limit": 1e-4}
+def table(report: dict[str, Any]) -> str:
+    """The figures as text: tokens a second, ratio to the best peer's, share of the fp32 peak, memory, wall time."""
+    lines = [f"{'':4} {'engine':18} {'tok/s':>8} {'x peer':>7} {'% peak':>7} {'GB':>6} {'wall s':>8}"]
+    for workload, engines in sorted(report["workloads"].items()):
+        known = {name: e["figures"] for name, e in engines.items() if "error" not in e.get("figures", {"error": 1})}
+        peers = [f["tokens_per_second"] for name, f in known.items() if not name.startswith("smedje")]
+        for name, f in known.items():
+            ratio = f"{f['tokens_per_second'] / max(peers):.2f}" if peers else ""
+            share = f"{100 * f['useful_gflops'] / report['peak_gflops']['fp32']:.0f}" if f["useful_gflops"] else ""
+            line = f"{workload:4} {name:18} {f['tokens_per_second']:8} {ratio:>7} {share:>7}"
+            lines.append(f"{line} {f['peak_gb']:6} {f['wall_seconds']:8}")
+    return "\n".join(lines)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True, help="an installed base model's folder")
-    parser.add_argument("--workloads", default="W1,W3,W5")
-    parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--workloads", default="W1", help="some of W1 to W7")
+    parser.add_argument("--engines", default=USUAL, help=f"some of {', '.join(ENGINES)}")
+    parser.add_argument("--guard", default=None, help="only the guard, for these base models' folders")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--peers-folder", type=Path, default=Path(tempfile.gettempdir()) / "smedje-bench-peers")
-    parser.add_argument("--skip-guard", action="store_true")
+    parser.add_argument("--seconds", type=float, default=500.0, help="start nothing that would end later")
+    usual = Path(tempfile.gettempdir()) / "smedje-bench"
+    parser.add_argument("--environments", type=Path, default=usual, help="where peers are installed, NAME-peers")
     arguments = parser.parse_args()
+    arguments.until = time.monotonic() + arguments.seconds
+    return arguments
+
+
+def main() -> None:
+    arguments = parsed()
+    report: dict[str, Any] = {"guard": {}, "workloads": {}}
+    if arguments.json.exists():
+        report = json.loads(arguments.json.read_text())
+    report["peak_gflops"] = {precision: round(gflops(precision), 1) for precision in ("fp32", "bf16")}
+    report.setdefault("load_before", []).append(round(os.getloadavg()[0], 2))
     with tempfile.TemporaryDirectory(prefix="smedje-bench-") as scratch:
-        work = Path(scratch)
-        (work / "base").symlink_to(arguments.base.resolve())
-        report: dict[str, Any] = {"peak_gflops": round(peak_gflops()), "load_before": os.getloadavg()[0]}
-        report["guard"] = None if arguments.skip_guard else guard(work, arguments)
-        report["workloads"] = {
-            workload: measure(workload, arguments.engines.split(","), work, arguments)
-            for workload in arguments.workloads.split(",")
-        }
-        report["load_after"] = os.getloadavg()[0]
+        for number, base in enumerate((arguments.guard or "").split(",") if arguments.guard else ()):
+            work = Path(scratch) / f"guard{number}"
+            work.mkdir()
+            (work / "base").symlink_to(Path(base).resolve())
+            report["guard"][Path(base).name] = checked(lambda e, w=work, **o: run(e, w, arguments, **o), work)
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        for workload in arguments.workloads.split(",") if not arguments.guard else ():
+            work = Path(scratch) / workload
+            work.mkdir()
+            (work / "base").symlink_to(arguments.base.resolve())
+            measure(workload, report, work, arguments)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    arguments.json.with_suffix(".svg").write_text(plot(report["workloads"]))
+    print(json.dumps({"peak_gflops": report["peak_gflops"], "guard": report["guard"]}, indent=2))
+    print(table(report))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def main() -> None:
         callbacks=[clock],
     )
     trainer.train()
+    trainer.save_model(str(work / "trained-trl"))
     size = config.per_device_train_batch_size
     # Real tokens a step: ours are known row by row; packs are counted at their mean, as best fit mixes rows.
     steps = [rows[i : i + size] for i in range(0, size * settings["steps"], size)]

@@ -58,6 +58,4 @@ def worker_environment(environ: Mapping[str, str], *, objects_url: str) -> dict[
     }
     # Compute threads that spin while they wait steal the cores of everything else, their own team included: on a busy
     # two-core machine small products took 17 s with sleeping threads, 35 s with one thread, 98 s with spinning ones.
-    # Memory that a step gives back is kept for the next one: asking the system for it anew took 6 % of a step.
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **keep, **kept}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept}
