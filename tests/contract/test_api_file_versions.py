@@ -176,6 +176,24 @@ def test_which_models_saw_a_row(server: Server) -> None:
     assert server.post("/api/files/trace", {"row": row}, key=secret).json()["files"] == []
 
 
+def test_an_erasure_takes_the_traces_too(server: Server) -> None:
+    """What was kept to answer which models saw a row goes with the file, its job and its model."""
+    content = chat_lines(12, text="to be erased")
+    file = server.upload(content)
+    trained(server, TINY, file, f"ft:{TINY}:p::AbCd1239")
+    row = {"row": content.splitlines()[0].decode()}
+    assert [one["file_id"] for one in server.post("/api/files/trace", row).json()["files"]] == [file]
+    plan = server.get(f"/api/erasures/preview?file={file}").json()["plan"]
+    assert server.post("/api/erasures", {"file": file, "plan": plan}).json()["state"] == "done"
+    assert server.post("/api/files/trace", row).json() == {
+        "files": [],
+        "jobs": [],
+        "models": [],
+        "object": "file.trace",
+    }
+    assert not [info for info in server.ctx.objects.list("traces") if file in info.key]
+
+
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
     """A web server on this machine with one table."""

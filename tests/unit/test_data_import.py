@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +355,17 @@ def test_no_line_stops_a_repair(value: Any) -> None:
     for step in EDITS:
         once = edit_line(value, step, system="Be brief.")
         assert edit_line(once, step, system="Be brief.") == once
+
+
+def test_without_pyarrow_the_remedy_is_told(tmp_path: Path) -> None:
+    """Parquet and Arrow need an extra; without it the command says which, and leaves no file."""
+    for name in ("a.parquet", "a.arrow"):
+        (tmp_path / name).write_bytes(b"PAR1")
+        words = ["data", "import", str(tmp_path / name), "--out", str(tmp_path / "out.jsonl")]
+        code = f"import sys; sys.modules['pyarrow'] = None; from smedje.cli.main import run; sys.exit(run({words!r}))"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert found.returncode == 7
+        assert (
+            f"error: {name} needs pyarrow, which is not installed. Run: pip install 'smedje[parquet]'" in found.stderr
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.arrow", "a.parquet"]
