@@ -8,7 +8,8 @@ from tests.api_server import TINY, Server, chat_lines, make_app, make_context, s
 
 from smedje.domain.jobs import JobStatus
 from smedje.domain.projects import Hub
-from smedje.services import locations, projects
+from smedje.services import projects
+from smedje.services.abilities import abilities, too_large
 from smedje.store import leases
 from smedje.store import projects as project_rows
 from smedje.store import upkeep as rows
@@ -30,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def elsewhere(server: Server, name: str, **changes: object) -> None:
     """Another server that shares the database speaks for a location."""
-    about = locations.abilities(server.ctx.home) | changes
+    about = abilities(server.ctx.home) | changes
     with server.ctx.database.transaction() as tx:
         rows.put_location(tx, name, about, now=server.ctx.seconds())
 
@@ -123,6 +124,6 @@ def test_a_server_takes_only_the_jobs_of_its_location(server: Server) -> None:
 
 def test_a_model_that_is_larger_than_the_memory_is_named_so() -> None:
     """A base model whose weights alone exceed the machine's memory has a reason with both numbers."""
-    reason = locations.too_large(3_821_079_552, memory=10**9)
+    reason = too_large(3_821_079_552, memory=10**9)
     assert reason == "its weights alone need 7.6 GB, and there are 1.0 GB of memory"
-    assert locations.too_large(134_515_008, memory=10**9) is None
+    assert too_large(134_515_008, memory=10**9) is None

@@ -128,7 +128,7 @@ def models_row(home: Path) -> Row:
 def location_row(home: Path) -> Row:
     """What this machine, as a place where jobs run, can train of what is installed."""
     from smedje.errors import SmedjeError
-    from smedje.services.locations import abilities
+    from smedje.services.abilities import abilities
     from smedje.settings import load_settings
 
     try:

@@ -6,21 +6,15 @@ database so know of each other. Knows machines from the outside; whether a job's
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from smedje.domain.projects import Project
 from smedje.errors import InvalidRequest
-from smedje.modeling.catalog import load_catalog
-from smedje.modeling.folder import installed_models
-from smedje.objects.machine import gpu, usable_cores, usable_memory
+from smedje.services.abilities import abilities
 from smedje.services.context import Context
-from smedje.services.job_request import METHODS
 from smedje.store import projects as project_rows
 from smedje.store import upkeep as store
 
-# Every weight must be in memory at least once, in two bytes; nothing can be trained in less.
-BYTES_A_PARAMETER = 2
 SILENT_SECONDS = 300
 
 
@@ -32,35 +26,6 @@ class Location:
     about: Mapping[str, Any]
     seen_at: int
     alive: bool
-
-
-def abilities(home: Path) -> dict[str, Any]:
-    """What this machine can train: executor, devices, cores, memory, methods, and each installed or known base model
-    with its methods, whether it is installed, the bytes that its default job needs, and why it cannot be trained."""
-    memory, known = usable_memory(), load_catalog()
-    installed = {found.name for found in installed_models(home)}
-    models = []
-    for name in sorted(installed | known.keys()):
-        model = known.get(name)
-        models.append(
-            {
-                "name": name,
-                "installed": name in installed,
-                "methods": list(METHODS if model is None else model.methods),
-                "memory_bytes": None if model is None else model.memory_training_bytes,
-                "reason": None if model is None else too_large(model.parameters, memory=memory),
-            }
-        )
-    card = gpu()
-    return {
-        "executor": "local",
-        "devices": ["cpu", *(["cuda"] if card else [])],
-        "gpu": card,
-        "cores": usable_cores(),
-        "memory_bytes": memory,
-        "methods": list(METHODS),
-        "models": models,
-    }
 
 
 def announce_location(ctx: Context) -> int:
@@ -127,11 +92,3 @@ def _reason(model: Mapping[str, Any] | None, method: str) -> str | None:
         return f"its methods are {', '.join(model['methods'])}"
     reason = model["reason"]
     return None if reason is None else str(reason)
-
-
-def too_large(parameters: int, *, memory: int) -> str | None:
-    """Why a base model of this size cannot be trained in so many bytes; None where it may be possible."""
-    least = parameters * BYTES_A_PARAMETER
-    if least <= memory:
-        return None
-    return f"its weights alone need {least / 1e9:.1f} GB, and there are {memory / 1e9:.1f} GB of memory"
