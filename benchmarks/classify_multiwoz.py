@@ -1,23 +1,35 @@
 """Dialogue acts of MultiWOZ (17 classes) by a tuned classifier: python benchmarks/classify_multiwoz.py --base FOLDER
 
 Users' utterances from the registry package convlab 3.0.1, which is unpacked and never installed. Texts with two acts
-are left out, copies too; a seeded fifth is held out. The base model stays frozen: LoRA and a head on the last token's
-hidden state. TF-IDF with logistic regression reaches accuracy 0.888 and macro-F1 0.762 on such a split.
+are left out, copies too; a seeded part is held out. The base model stays frozen: LoRA in the last layers and a head on
+the last token's hidden state. TF-IDF with logistic regression reaches accuracy 0.888 and macro-F1 0.762 when it is
+trained on 26,673 of the 33,341 texts; what it reaches on the very rows of this run is computed beside ours. The default
+size takes less than 9 minutes on 2 idle cores; `--rows 0 --held-out 0.2` takes all.
 """
 
 import argparse
 import json
+import math
 import random
+import re
 import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import torch
+
+from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.objects.run_folder import RunFolder
-from smedje.objects.store import open_objects
+from smedje.objects.store import Objects, open_objects
+from smedje.training.figures import macro_f1
+from smedje.training.run import load_rows
 from smedje.training.spec import DataSpec, LoraSpec, ObjectiveSpec, OptimizerSpec, TrainingSpec, WatchSpec, spec_to_json
 from smedje.training.worker import Reporter, train_run
 
@@ -47,14 +59,58 @@ def read_rows(archive: Path) -> list[dict[str, str]]:
     return [{"text": text, "label": next(iter(found))} for text, found in labels.items() if text and len(found) == 1]
 
 
+def baseline(objects: Objects, spec: TrainingSpec, work: Path) -> dict[str, float]:
+    """TF-IDF of words and pairs of words with logistic regression, on the split that the run had."""
+    tokenizer = load_chat_tokenizer(Path(spec.base_folder))
+    training, held = load_rows(objects, spec, tokenizer, cache=work / "cache")
+    assert held is not None
+    lines = [json.loads(line) for line in objects.get("data").splitlines()]
+    words = [Counter(features(line["text"])) for line in lines]
+    seen = Counter(word for row in training.indices for word in words[row])
+    number = {word: place for place, (word, count) in enumerate(seen.items()) if count > 1}
+    places = {word: place for place, word in enumerate(number)}
+    rarity = {word: 1 + math.log((1 + len(training.indices)) / (1 + seen[word])) for word in places}
+    known = sorted({line["label"] for line in lines})
+    wanted = torch.tensor([known.index(line["label"]) for line in lines])
+
+    def matrix(rows: Sequence[int]) -> torch.Tensor:
+        dense = torch.zeros(len(rows), len(places))
+        for at, row in enumerate(rows):
+            for word, count in words[row].items():
+                if word in places:
+                    dense[at, places[word]] = count * rarity[word]
+        return torch.nn.functional.normalize(dense)
+
+    x, y = matrix(training.indices), wanted[list(training.indices)]
+    model = torch.nn.Linear(x.shape[1], len(known))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=1e-6)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        guesses = model(matrix(held.indices)).argmax(-1).tolist()
+    pairs = list(zip(wanted[list(held.indices)].tolist(), guesses, strict=True))
+    accuracy = sum(label == guess for label, guess in pairs) / len(pairs)
+    return {"accuracy": round(accuracy, 4), "macro_f1": round(macro_f1(pairs), 4)}
+
+
+def features(text: str) -> list[str]:
+    """Words, and pairs of neighbouring words."""
+    words = re.findall(r"[\w#-]+", text.lower())
+    return words + [f"{one} {other}" for one, other in pairwise(words)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder of an installed base model")
     parser.add_argument("--archive", type=Path, help="the package's archive, when it is here already")
-    parser.add_argument("--rows", type=int, default=0, help="at most so many texts (0: all)")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=5500, help="at most so many texts (0: all)")
+    parser.add_argument("--held-out", type=float, default=0.15, help="their share that is not trained on")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--last-layers", type=int, default=10, help="how many layers have an adapter (0: all)")
     parser.add_argument("--balanced", action="store_true", help="weigh classes so that each counts the same")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -72,10 +128,11 @@ def main() -> None:
             base_folder=str(arguments.base.resolve()),
             seed=0,
             today="2026-01-01",
-            data=DataSpec(training_key="data", validation_fraction=0.2, max_tokens=512),
+            data=DataSpec(training_key="data", validation_fraction=arguments.held_out, max_tokens=512),
             n_epochs=arguments.epochs,
             batch_size=arguments.batch,
-            lora=LoraSpec(rank=16, alpha=32.0),
+            lora=LoraSpec(rank=16, alpha=32.0, last_layers=arguments.last_layers or None),
+            micro_batch_tokens=4096,
             optimizer=OptimizerSpec(learning_rate=arguments.rate),
             objective=ObjectiveSpec(kind="classification", balanced=arguments.balanced),
             watch=WatchSpec(),
@@ -87,7 +144,10 @@ def main() -> None:
         reporter, began = Reporter(folder), time.monotonic()
         result = train_run(objects, folder, reporter, cache=work / "cache")
         reporter.flush()
-        epochs = [e.data for e in folder.read_events("")[0] if "full_valid_accuracy" in e.data]
+        told = [event.data for event in folder.read_events("")[0]]
+        epochs = [data for data in told if "full_valid_accuracy" in data]
+        steps = [data for data in told if "tokens_per_second" in data]
+        beside = baseline(objects, spec, work)
     report = {
         "base": arguments.base.name,
         "texts": len(rows),
@@ -99,7 +159,10 @@ def main() -> None:
             {name: round(e[f"full_valid_{name}"], 4) for name in ("loss", "accuracy", "macro_f1")} | {"step": e["step"]}
             for e in epochs
         ],
-        "baseline": {"accuracy": 0.888, "macro_f1": 0.762, "what": "TF-IDF and logistic regression"},
+        "held_out": round(arguments.held_out * len(rows)),
+        "tokens_per_second": round(sum(d["tokens_per_second"] for d in steps) / len(steps)),
+        "tf_idf_on_these_rows": beside,
+        "tf_idf_on_all_rows": {"accuracy": 0.888, "macro_f1": 0.762},
     }
     text = json.dumps(report, indent=2)
     print(text)

@@ -1,6 +1,7 @@
 """Classification: a head on the last token's hidden state, class weights, macro-F1, and the files that are kept."""
 
 import json
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 from tests.training_runs import Bench, bench, labelled_rows
 
 from smedje.chat.tokenizer import load_chat_tokenizer
-from smedje.data.classification import LabelledDataset, class_weights, encode_labelled, label_batch
+from smedje.data.batches import FlatBatch, flat_batch
+from smedje.data.classification import LabelledDataset, class_weights, encode_labelled, label_rows
+from smedje.data.encode import EncodedDataset
+from smedje.data.forest import Forest, forest
 from smedje.errors import InvalidData
 from smedje.modeling.adapter import load_adapter
 from smedje.training.checkpoint import save_state
@@ -50,18 +54,21 @@ def test_training_learns_the_classes(place: Bench) -> None:
 
 
 def test_the_head_reads_the_last_token_alone(place: Bench) -> None:
-    """A text beside others has the loss that it has alone, and padding does not exist."""
+    """A text beside others has the loss that it has alone, also where beginnings are shared; there is no padding."""
     job, state = place.prepare()
     dataset = labelled(job.training.dataset)
     assert state.head is not None
     state.lora.eval()
 
-    def loss(rows: list[int]) -> float:
+    def loss(rows: list[int], lay: Callable[[EncodedDataset, Sequence[int]], FlatBatch | Forest] = flat_batch) -> float:
         assert state.head is not None
-        batch = to_tensors(label_batch(dataset, rows), "cpu")
+        batch = to_tensors(lay(label_rows(dataset, rows), range(len(rows))), "cpu")
         return float(classification(state.decoder, state.lora, state.head, batch).loss.detach())
 
-    assert loss([0, 1, 2]) == pytest.approx(loss([0]) + loss([1]) + loss([2]), rel=1e-5)
+    alone = loss([0]) + loss([1]) + loss([2])
+    assert loss([0, 1, 2]) == pytest.approx(alone, rel=1e-5)
+    assert loss([0, 1, 2], forest) == pytest.approx(alone, rel=1e-5)
+    assert loss([0, 0, 1], forest) == pytest.approx(2 * loss([0]) + loss([1]), rel=1e-5)
 
 
 def test_class_weights_give_every_class_the_same_total(place: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Labelled texts: {"text" or "messages", "label"} a line. To encoded texts with class numbers, and to flat batches.
+"""Labelled texts: {"text" or "messages", "label"} a line. To encoded texts with class numbers, and rows of a stream.
 
 The text is shown to the base model as a user message through its chat template, up to where an answer would begin.
 Classes are numbered in the order of their names. Refuses to know heads and losses.
@@ -18,7 +18,6 @@ import msgspec
 
 from smedje.chat.template import render_prompt
 from smedje.chat.tokenizer import ChatTokenizer
-from smedje.data.batches import FlatBatch
 from smedje.data.encode import EncodedDataset
 from smedje.data.lines import read_lines
 from smedje.errors import InvalidData, InvalidRequest
@@ -98,22 +97,23 @@ def class_weights(dataset: LabelledDataset, rows: Sequence[int]) -> tuple[float,
     return tuple(len(rows) / (present * counts[c]) if counts[c] else 0.0 for c in range(len(dataset.names)))
 
 
-def label_batch(dataset: LabelledDataset, rows: Sequence[int], weights: Sequence[float] | None = None) -> FlatBatch:
-    """The stream of these texts; the last token of each is the row whose target is the class.
+def label_rows(dataset: LabelledDataset, rows: Sequence[int], weights: Sequence[float] | None = None) -> EncodedDataset:
+    """These texts, each followed by the number of its class, which alone is learnt: the row of a text's last token is
+    the one whose target is the class, whatever lays the rows into a stream.
 
     weights: how much a row of each class counts, None for 1.
     """
-    tokens, positions, lengths = array("q"), array("q"), []
-    target_rows, targets, target_weights = array("q"), array("q"), array("f")
+    laid = EncodedDataset()
     for row in rows:
-        ids = dataset.texts.example(row)[0].tolist()
-        tokens.extend(ids)
-        positions.extend(range(len(ids)))
-        lengths.append(len(ids))
-        target_rows.append(len(tokens) - 1)
-        targets.append(dataset.classes[row])
-        target_weights.append(1.0 if weights is None else weights[dataset.classes[row]])
-    return FlatBatch(tokens, positions, lengths, target_rows, targets, target_weights)
+        ids, label = dataset.texts.example(row)[0], dataset.classes[row]
+        laid.tokens.extend(ids)
+        laid.tokens.append(label)
+        laid.weights.extend([0.0] * len(ids))
+        laid.weights.append(1.0 if weights is None else weights[label])
+        laid.offsets.append(len(laid.tokens))
+        laid.lines.append(dataset.texts.lines[row])
+        laid.groups.append(dataset.texts.groups[row])
+    return laid
 
 
 def _read(raw: bytes, line: int) -> tuple[list[dict[str, Any]], str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from smedje.data.batches import epoch_order, flat_batch, micro_batches
-from smedje.data.classification import LabelledDataset, class_weights, label_batch
+from smedje.data.classification import LabelledDataset, class_weights, label_rows
 from smedje.data.encode import EncodedDataset
 from smedje.data.forest import forest, shared_tokens
 from smedje.data.preference import PreferenceDataset
@@ -186,8 +186,9 @@ def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> list[list[int]]:
     where streams are long enough to pay for reading all weights once more.
     """
     shared = 0
-    if job.share_prefixes and isinstance(rows.dataset, EncodedDataset):
-        shared = shared_tokens(rows.dataset, chosen)
+    texts = rows.dataset.texts if isinstance(rows.dataset, LabelledDataset) else rows.dataset
+    if job.share_prefixes and isinstance(texts, EncodedDataset):
+        shared = shared_tokens(texts, chosen)
     lengths = [rows.dataset.length(i) - shared for i in chosen]
     budget = job.micro_batch_tokens // job.cores
     if job.cores > 1 and shared <= budget // 8 and sum(lengths) >= job.cores * SHORTEST_STREAM:
@@ -236,7 +237,9 @@ def _sums(job: Job, state: State, rows: Rows, indices: Sequence[int], *, loss: L
         case LabelledDataset() as labelled:
             assert state.head is not None
             weights = _class_weights(job, labelled) if rows is job.training else None
-            batch = to_tensors(label_batch(labelled, indices, weights), job.device)
+            laid, everything = label_rows(labelled, indices, weights), range(len(indices))
+            stream = forest(laid, everything) if job.share_prefixes else flat_batch(laid, everything)
+            batch = to_tensors(stream, job.device)
             return classification(_noisy(job, state, indices, batch), state.lora, state.head, batch, loss)
         case EncodedDataset() as examples:
             stream = forest(examples, indices) if job.share_prefixes else flat_batch(examples, indices)

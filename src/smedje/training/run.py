@@ -219,25 +219,19 @@ def fresh_state(
             reference = TrainableLora(decoder.slots, config, generator=blank, device=spec.device, base=decoder)
             reference.load_weights(weights)
             reference.eval().requires_grad_(False)
-    head = _head(objects, spec, names, torch.empty(len(names), decoder.shape.hidden_size), draw, cache=cache)
+    head = _head(objects, spec, names, decoder.shape.hidden_size, cache=cache)
     trained = [*lora.parameters(), *([] if head is None else [head])]
     optimizer = make_optimizer(trained, spec.optimizer)
     return State(decoder=decoder, lora=lora, optimizer=optimizer, head=head, reference=reference)
 
 
 def _head(
-    objects: Objects,
-    spec: TrainingSpec,
-    names: Sequence[str],
-    rows: torch.Tensor,
-    draw: torch.Generator,
-    *,
-    cache: Path,
+    objects: Objects, spec: TrainingSpec, names: Sequence[str], hidden: int, *, cache: Path
 ) -> torch.nn.Parameter | None:
-    """A classifier's head in the memory of `rows`, small and random but for labels that training goes on with."""
+    """A classifier's head: zero, so that no label is likelier at first, but for labels that training goes on with."""
     if not names:
         return None
-    rows.normal_(0.0, 0.02, generator=draw)
+    rows = torch.zeros(len(names), hidden)
     known = None if spec.lora.initial is None else load_head(objects.local_folder(spec.lora.initial, cache))
     if known is not None:
         for row, name in enumerate(names):
