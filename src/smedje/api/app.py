@@ -23,6 +23,7 @@ from smedje.api.management import (
     locations,
     me,
     members,
+    metrics,
     model_files,
     projects,
     quotas,
@@ -57,7 +58,7 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
         lifespan=_lifespan(running),
     )
     app.state.services = services
-    for part in (health, files, uploads, fine_tuning, models, chat, completions, deployment_keys, deployments):
+    for part in (health, metrics, files, uploads, fine_tuning, models, chat, completions, deployment_keys, deployments):
         app.include_router(part.router)
     for part in (catalog, estimate, model_files, reports, file_versions, hubs, projects, members, keys, quotas, costs):
         app.include_router(part.router)
@@ -72,7 +73,7 @@ def create_app(services: Services, *, hosts: Iterable[str] = (), running: Runnin
     forms = dict.fromkeys((files.PATH, f"/openai{files.PATH}", authoring.FILES), BODY_BYTES)
     parts = dict.fromkeys((uploads.PART_PATH, f"/openai{uploads.PART_PATH}"), uploads.PART_BODY_BYTES)
     limits = {"": JSON_BYTES, "/login": sign_in.FORM_BYTES, **forms, **parts}
-    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes=limits)
+    app.add_middleware(Edge, hosts=tuple(hosts), body_bytes=limits, meters=services.chat.meters)
     check_routes(app)
     return app
 

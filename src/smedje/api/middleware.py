@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smedje.api.errors import server_error, to_response
 from smedje.errors import InvalidRequest, SmedjeError, TooLarge
+from smedje.services.meters import Meters
 
 # Names under which a loopback server may be asked; anything else may be a web page that rebinds its own name to us.
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "testserver")
@@ -35,11 +36,12 @@ class Edge:
     """Wraps the whole application.
 
     hosts: names allowed in the Host header besides the local ones; "*" allows any. body_bytes: the longest body,
-    by path, where "*" stands for any id, with "" for every other path.
+    by path, where "*" stands for any id, with "" for every other path. meters: where answers are counted.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], body_bytes: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], body_bytes: Mapping[str, int], meters: Meters) -> None:
         self.app = app
+        self.meters = meters
         self.body_bytes = dict(body_bytes)
         self.hosts = frozenset(name.lower() for name in (*LOCAL_HOSTS, *hosts))
 
@@ -77,6 +79,8 @@ class Edge:
                 raise  # The answer has begun; closing the connection is the only way left to say that it is not whole.
             await server_error()(scope, receive, send_with_headers)
         finally:
+            route = getattr(scope.get("route"), "path", "")
+            self.meters.request_ended(scope["method"], route, status, time.perf_counter() - begun)
             tell = log.debug if scope["method"] in LOOKS and status < 400 else log.info
             tell(
                 "request",

@@ -6,6 +6,7 @@ Knows tokens and text; knows nothing of wire shapes. A completion is a stream of
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,9 @@ from smedje.services.catalog import ResolvedModel, resolve
 from smedje.services.chat_text import AnswerCalls, AnswerText, CallDelta, TokenText, joined
 from smedje.services.classifiers import LabelText, classifying, labels_of
 from smedje.services.context import Context
+from smedje.services.meters import Meters
 from smedje.services.whole_models import engine_name, tuned_in_full
-from smedje.serving.engine import GRAMMAR_REFUSED, GenerationRequest
+from smedje.serving.engine import GRAMMAR_REFUSED, EngineStats, GenerationRequest
 from smedje.serving.supervisor import EnginePool
 
 KEPT_TOKENIZERS = 8
@@ -149,6 +151,7 @@ class Chat:
     def __init__(self, ctx: Context, pool: EnginePool) -> None:
         self._ctx = ctx
         self._pool = pool
+        self.meters = Meters()
         self._admission = Admission(ctx)
         self._tokenizers: dict[tuple[Path, int, date], ChatTokenizer] = {}
         self._lock = threading.Lock()
@@ -182,6 +185,10 @@ class Chat:
         warming = asyncio.get_running_loop().create_task(self._warm(base_model))
         self._warming.add(warming)
         warming.add_done_callback(self._warming.discard)
+
+    async def engines(self) -> dict[str, EngineStats]:
+        """How busy each running engine is, by base model."""
+        return await self._pool.measured()
 
     async def close(self) -> None:
         """Give up what runs in the background; the pool is closed by its owner."""
@@ -260,6 +267,13 @@ class Chat:
                 seconds=self._ctx.now() - begun,
                 created_at=self._ctx.seconds(),
             )
+            if prepared.counts:
+                self.meters.request_counted(
+                    prepared.resolved.base_model,
+                    prompt=len(prepared.tokens),
+                    cached=min(prepared.cached.values(), default=0),
+                    completion=sum(prepared.counts.values()),
+                )
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._record, record if prepared.counts else None, prepared.admitted)
 
@@ -325,8 +339,15 @@ class Chat:
         else:
             chunks = self._pool.generate(base, prepared.folder, generation)
         assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
+        last, first = time.perf_counter(), True
         async with aclosing(chunks):
             async for chunk in chunks:
+                now = time.perf_counter()
+                if first:
+                    self.meters.first_token(base, now - last)
+                else:
+                    self.meters.more_tokens(base, len(chunk.tokens), now - last)
+                last, first = now, False
                 prepared.counts[index] = prepared.counts.get(index, 0) + len(chunk.tokens)
                 piece, logprobs = text.feed(chunk.tokens, chunk.logprobs)
                 finish = chunk.finish

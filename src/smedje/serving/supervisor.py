@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,6 +123,15 @@ class EnginePool:
         with self._in_use(slot):
             await self._make_ready(base_model, folder, slot)
             return await client.ping(slot.socket)
+
+    async def measured(self) -> dict[str, EngineStats]:
+        """How busy each running engine is; none is started or kept awake by asking."""
+        found = {}
+        for name, slot in tuple(self._slots.items()):
+            if slot.ready and self._alive(slot):
+                with suppress(Unavailable):
+                    found[name] = await client.ping(slot.socket)
+        return found
 
     def states(self) -> list[EngineState]:
         """Every base model that was asked for, in order of first use."""

@@ -118,6 +118,12 @@ def find_checkpoint(tx: Connection, project_id: str, model_name: str) -> Checkpo
     return None if row is None else to_checkpoint(row)
 
 
+def count_by_status(tx: Connection) -> dict[str, int]:
+    """How many jobs of all projects there are in each state that any is in."""
+    rows = tx.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
+    return {row[0]: row[1] for row in rows}
+
+
 def lease_lost(job_id: str) -> Conflict:
     """The error for a write by a scheduler that no longer supervises the job."""
     return Conflict(f"Another scheduler supervises job {job_id} now; nothing was changed.", code="lease_lost")
