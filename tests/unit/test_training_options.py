@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lora_layers": (-1, {}),
     "dora": (True, {}),
     "precision": ("bf16", {}),
+    "recompute": (True, {}),
     "loss": ("focal", {}),
     "label_smoothing": (0.3, {"loss": "label_smoothing"}),
     "focal_gamma": (1.0, {"loss": "focal"}),

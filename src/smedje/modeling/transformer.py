@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
 from smedje.modeling.fused import rms_norm, swiglu, turn_heads
@@ -129,6 +130,7 @@ class Decoder(nn.Module):
         numbers: Numbers | None = None,
     ) -> None:
         super().__init__()
+        self.recompute = False  # whether a layer keeps its input alone and is computed again in the backward pass
         self.numbers = plain(dtype) if numbers is None else numbers
         dtype = self.numbers.weights
         self.config, self.regime = config, regime
@@ -168,9 +170,16 @@ class Decoder(nn.Module):
         shared = _Pass(cos, sin, attend, lora, self.numbers.products)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = x + self._attention(layer, block, rms_norm(x, block.input_norm, self.config.norm_eps), shared)
-            x = x + self._mlp(layer, block, rms_norm(x, block.post_norm, self.config.norm_eps), shared)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(self._layer, layer, block, x, shared, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = self._layer(layer, block, x, shared)
         return rms_norm(x, self.norm, self.config.norm_eps)
+
+    def _layer(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
+        """One layer's output rows [T, H]."""
+        x = x + self._attention(layer, block, rms_norm(x, block.input_norm, self.config.norm_eps), shared)
+        return x + self._mlp(layer, block, rms_norm(x, block.post_norm, self.config.norm_eps), shared)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of chosen rows: [R, H] -> [R, V]. The widest product of a small model: call it on wanted rows only."""

@@ -85,7 +85,7 @@ def lora_spec(options: TrainingOptions, kept: LoraSpec, *, initial: str | None) 
     initial: where the adapter to continue lies.
     """
     if options.tuning == "full":
-        return LoraSpec(full=True, initial=initial)
+        return LoraSpec(full=True, initial=initial, recompute=options.recompute)
     layers, last = kept.layers, kept.last_layers
     if isinstance(options.lora_layers, int):
         layers, last = None, -options.lora_layers
@@ -102,4 +102,5 @@ def lora_spec(options: TrainingOptions, kept: LoraSpec, *, initial: str | None) 
         dora=kept.dora if options.dora is None else options.dora,
         initial=initial,
         precision=options.precision or LoraSpec().precision,
+        recompute=options.recompute,
     )

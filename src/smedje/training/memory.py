@@ -112,6 +112,9 @@ def _kept(config: DecoderConfig, spec: TrainingSpec, streams: StreamSizes) -> in
     if spec.lora.dropout:
         # Each linear's input once more, with the mask that made it.
         layer += 2 * (2 * hidden + queries + inner)
+    if spec.lora.recompute:
+        # Each layer's input, and all of the one that is computed again.
+        return streams.tokens * (hidden * config.shape.layers + layer + 2 * hidden)
     return streams.tokens * (layer * config.shape.layers + 2 * hidden)
 
 

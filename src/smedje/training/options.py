@@ -93,6 +93,7 @@ class TrainingOptions(UpdateOptions, frozen=True, kw_only=True, forbid_unknown_f
     gradient_accumulation_steps: batches whose gradients are added up for one optimizer step. micro_batch_tokens: most
     tokens computed at once; smaller takes less memory and more time and changes no result beyond rounding.
     share_prefixes: what examples of a batch begin with alike is computed once; changes no result beyond rounding.
+    recompute: compute each layer again in the backward pass in place of keeping it; the last way to save memory.
     eval_every_steps: full validation every so many steps, beside the one at each epoch's end. early_stopping_patience:
     stop after so many full validations in a row whose loss is not more than early_stopping_threshold below the best.
     checkpoint: whether the last or the best checkpoint becomes the fine-tuned model. checkpoint_every_epochs: epochs
@@ -106,6 +107,7 @@ class TrainingOptions(UpdateOptions, frozen=True, kw_only=True, forbid_unknown_f
     gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=256)] = 1
     micro_batch_tokens: Annotated[int, Meta(ge=16, le=131_072)] | None = None
     share_prefixes: bool = True
+    recompute: bool = False
     eval_every_steps: Annotated[int, Meta(ge=1)] | None = None
     early_stopping_patience: Annotated[int, Meta(ge=1, le=1000)] | None = None
     early_stopping_threshold: Annotated[float, Meta(ge=0, le=100)] = 0.0
@@ -166,6 +168,8 @@ def _check_combinations(options: TrainingOptions) -> None:
                 raise _ignored(name, "tuning 'full'", "It belongs to the adapter, and there is none.")
         if options.optimizer == "muon":
             raise _ignored("tuning", "optimizer 'muon'", "Muon updates matrices, and a model has other weights too.")
+    if options.recompute and options.lora_dropout:
+        raise _ignored("recompute", "lora_dropout", "A layer that is computed again would draw another mask.")
     if options.dora and options.optimizer == "muon":
         raise _ignored("dora", "optimizer 'muon'", "Muon updates matrices, and DoRA's magnitudes are none.")
     if options.early_stopping_threshold and options.early_stopping_patience is None:

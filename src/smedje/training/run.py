@@ -23,7 +23,7 @@ from smedje.data.labels import answer_labels
 from smedje.data.preference import encode_pairs
 from smedje.data.prepared import Dataset, keep_rows, read_rows, sources_of
 from smedje.domain.runs import RunEvent
-from smedje.errors import InvalidRequest
+from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.modeling.adapter import load_adapter
 from smedje.modeling.classifier import load_head
 from smedje.modeling.config import Slot, targets_of
@@ -70,6 +70,8 @@ def prepare(
             decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=limit)
         else:
             decoder = load_decoder(base, device=spec.device, context_length=limit, numbers=numbers)
+    if spec.lora.recompute:
+        _recompute(decoder)
     state = fresh_state(objects, spec, decoder, cache=cache, names=_names(training.dataset) or ())
     job = Job(
         plan=plan,
@@ -88,6 +90,16 @@ def prepare(
         if load_latest_state(objects, RunFolder(objects, run_id), state):
             break
     return job, state
+
+
+def _recompute(decoder: CausalDecoder) -> None:
+    if not isinstance(decoder, Decoder):
+        raise UnsupportedField(
+            "This base model's architecture is not one of our own, and its layers cannot be computed again. "
+            "Leave smedje.recompute out.",
+            param="smedje.recompute",
+        )
+    decoder.recompute = True
 
 
 def _may_share(spec: TrainingSpec, state: State) -> bool:
