@@ -76,6 +76,26 @@ def same(found: Figures, wanted: Figures, *, rel: float) -> None:
         assert found[name] == pytest.approx(values, rel=rel), name
 
 
+def test_every_figure_is_an_event_and_a_column(server: ServerProcess, job: str) -> None:
+    """Loss, accuracy, rate, gradient norm, three speeds, memory and what is left: in each step's event and CSV row."""
+    found = rows(server, job)
+    with server.client() as client:
+        told = [e.data for e in events(client, job) if e.type == "metrics" and isinstance(e.data, dict)]
+    for name in (
+        "train_loss",
+        "train_mean_token_accuracy",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "labelled_tokens_per_second",
+        "computed_tokens_per_second",
+        "memory_bytes",
+        "eta_seconds",
+    ):
+        assert found[name] == {int(str(data["step"])): data[name] for data in told if name in data}, name
+        assert found[name].keys() == set(range(1, 7)), name
+
+
 def test_tensorboard_reads_the_figures(server: ServerProcess, job: str, tmp_path: Path) -> None:
     """Event file scalars equal the results file's, to fp32."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
