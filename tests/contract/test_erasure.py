@@ -18,6 +18,7 @@ from smedje.objects.store import open_objects
 from smedje.services import erasure, orphans, projects, retention
 from smedje.services.context import Context
 from smedje.services.job_ends import moved
+from smedje.services.prediction import prediction_key
 from smedje.services.run_events import job_event
 from smedje.services.upkeep import Upkeep
 from smedje.store import catalog as model_rows
@@ -85,6 +86,7 @@ def trained_job(server: Server, file: str, *, model: str = TINY, validation: str
     name = f"ft:{TINY}:default:{CANARY}:{job_id[-8:]}"
     ctx.objects.put(f"{key}/adapter_model.safetensors", CANARY.encode() * 50)
     ctx.objects.put(f"runs/{run.id}/spec.json", CANARY.encode())
+    ctx.objects.put(prediction_key(job_id), CANARY.encode())
     ctx.objects.put(f"runs/{run.id}/state/1/x", CANARY.encode())
     ctx.objects.put(f"runs/{run.id}/events/0000000000.jsonl", CANARY.encode())
     ctx.objects.local_folder(key, ctx.home / "cache")
@@ -126,6 +128,15 @@ def trained_job(server: Server, file: str, *, model: str = TINY, validation: str
     return job_id, name
 
 
+def in_parts(server: Server, content: bytes, name: str) -> str:
+    """A file that came through the Uploads API, which keeps a record of it for an hour."""
+    made = server.client().uploads.upload_file_chunked(
+        file=content, filename=name, bytes=len(content), mime_type="text/jsonl", purpose="fine-tune"
+    )
+    assert made.file is not None
+    return made.file.id
+
+
 def places_with(ctx: Context, word: str) -> list[str]:
     """Every object and every file of the state folder in which the word is."""
     found = [one.key for one in ctx.objects.list("") if word.encode() in ctx.objects.get(one.key)]
@@ -138,7 +149,7 @@ def test_nothing_of_a_row_is_left_after_its_erasure(server: Server) -> None:
     file without the row and a job on it stay. The certificate's digests are those of what went; the log is sound."""
     first = server.upload(canary_lines(), name=f"{CANARY}.jsonl")
     copy = server.upload(canary_lines(), name="copy.jsonl")
-    larger = server.upload(canary_lines(20), name="larger.jsonl")
+    larger = in_parts(server, canary_lines(20), f"{CANARY}-larger.jsonl")
     other = server.upload(chat_lines(14), name="other.jsonl")
     repaired = server.post(f"/api/files/{first}/repair", {"steps": ["deduplicate"]})
     derived = [repaired.json()["file"]["id"]] if repaired.status_code == 200 else []
@@ -170,7 +181,7 @@ def test_nothing_of_a_row_is_left_after_its_erasure(server: Server) -> None:
     with server.ctx.database.transaction() as tx:
         [run] = run_rows.list_runs(tx, unrelated)
         job_rows.get_any_job(tx, unrelated)
-    left = [place for place in places_with(server.ctx, CANARY) if run.id not in place]
+    left = [place for place in places_with(server.ctx, CANARY) if run.id not in place and unrelated not in place]
     assert [place for place in left if "smedje.db" not in place and "/cache/" not in place] == []
     assert server.client().fine_tuning.jobs.retrieve(unrelated).id == unrelated
     final = server.get(f"/api/erasures/preview?file={other}").json()

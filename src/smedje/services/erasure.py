@@ -27,7 +27,10 @@ from smedje.services.access import demand_here
 from smedje.services.audit import Subject, record
 from smedje.services.context import Context
 from smedje.services.orphans import drop_content
+from smedje.services.prediction import prediction_key
 from smedje.services.removal import CACHE, purge
+from smedje.services.upload_records import FOLDER as UPLOADS
+from smedje.services.upload_records import held_uploads
 from smedje.store import cascade
 from smedje.store import files as file_rows
 from smedje.store import runs as run_rows
@@ -230,12 +233,14 @@ def _take_rows(ctx: Context, project_id: str, plan: Plan, certificate: dict[str,
     text = json.dumps(certificate, sort_keys=True, separators=(",", ":"))
     # Of a file that was deleted before, digests of its rows are left.
     leftovers = [traces_key(project_id, plan.file_id), *(key for file in plan.files for key in _keys(file))]
+    gone = {plan.file_id, *(one.id for one in plan.files)}
+    leftovers += [f"{UPLOADS}/{held.record.id}" for held in held_uploads(ctx) if held.record.file_id in gone]
     with ctx.database.transaction() as tx:
         # Somebody may have begun a job on these files since the plan was made.
-        again = _plan(tx, project_id, (plan.file_id, plan.row, None), {plan.file_id, *(one.id for one in plan.files)})
+        again = _plan(tx, project_id, (plan.file_id, plan.row, None), gone)
         _check(again, plan.digest)
         for job in plan.jobs:
-            leftovers += [f"runs/{run_id}" for run_id in cascade.runs_of(tx, job.id)]
+            leftovers += [prediction_key(job.id), *(f"runs/{run_id}" for run_id in cascade.runs_of(tx, job.id))]
             cascade.delete_job(tx, project_id, job.id)
         leftovers += [one.key for one in plan.checkpoints]
         for file in plan.files:

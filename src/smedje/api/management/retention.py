@@ -68,7 +68,7 @@ class ModelRemovalObject(BaseModel):
 
 def to_object(days: dict[Kept, int]) -> RetentionObject:
     """The wire form of a project's rules."""
-    return RetentionObject(**{kind.value: count for kind, count in days.items()})
+    return RetentionObject(files=days[Kept.FILES], checkpoints=days[Kept.CHECKPOINTS], events=days[Kept.EVENTS])
 
 
 def to_list(found: service.Preview) -> RemovalList:
