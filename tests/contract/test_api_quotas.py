@@ -76,6 +76,7 @@ def test_a_job_reserves_its_training_tokens(server: Server, limited: str) -> Non
     tokens = found["trained_tokens"]
     put(server, limited, name="training_tokens_per_month", value=tokens + 5)
     [room] = server.post("/api/fine_tuning/estimate", job, key=limited).json()["quotas"]
+    assert f"{tokens} of {tokens + 5}" in room.pop("warning")
     assert room == {
         "name": "training_tokens_per_month",
         "value": tokens + 5,

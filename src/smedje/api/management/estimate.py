@@ -6,7 +6,7 @@ from typing import Literal
 from fastapi import APIRouter
 
 from smedje.api.auth import CanReadJobs
-from smedje.api.openai.fine_tuning import FineTuningJobBody, to_draft
+from smedje.api.job_wire import FineTuningJobBody, to_draft
 from smedje.api.state import Using
 from smedje.services import admission, comparison
 from smedje.services.finetuning import get_job
