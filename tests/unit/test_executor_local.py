@@ -85,6 +85,6 @@ def test_the_environment_is_an_allow_list() -> None:
     """Paths and device settings pass; secrets do not, except a bucket's credentials when objects are in that bucket."""
     environ = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "0", "SMEDJE_API_KEY": "k", "OPENAI_API_KEY": "k"}
     environ |= {"AWS_SECRET_ACCESS_KEY": "s", "DATABASE_PASSWORD": "p"}
-    kept = {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
+    kept = {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY", "MALLOC_ARENA_MAX"}
     assert set(worker_environment(environ, objects_url="file:///x")) == kept
     assert set(worker_environment(environ, objects_url="s3://bucket/x")) == kept | {"AWS_SECRET_ACCESS_KEY"}
