@@ -161,6 +161,8 @@ def main() -> int:
                 problem = cut_upload(server, cut, rows(seed + number, FILE_BYTES))
                 if problem is not None:
                     wrong.append(f"{cut}: {problem}")
+                if (number + 1) % 10 == 0:
+                    print(f"{number + 1} of {len(planned)} cuts, {len(wrong)} wrong", file=sys.stderr, flush=True)
             with server.client() as client:
                 listed = len(client.files.list(limit=1000).data)
             told = large(server, arguments.megabytes) if arguments.megabytes else {}
