@@ -3,6 +3,7 @@
 A plain ASGI wrapper, so that streams pass through it untouched. Knows nothing of routes.
 """
 
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,8 @@ SECURITY_HEADERS = {
 
 # What only looks is asked again and again, by supervisors, pages and scripts that wait; its lines would drown others.
 LOOKS = ("GET", "HEAD", "OPTIONS")
+
+OUR_ID = re.compile(r"[a-z]+[-_][A-Za-z0-9]{24}")
 
 log = structlog.get_logger("smedje.api")
 
@@ -74,7 +77,7 @@ class Edge:
             else:
                 await self.app(scope, _limited(receive, limit), send_with_headers)
         except Exception:
-            log.exception("unforeseen error", request_id=request_id, method=scope["method"], path=scope["path"])
+            log.exception("unforeseen error", request_id=request_id, method=scope["method"], path=_told_path(scope))
             if status:
                 raise  # The answer has begun; closing the connection is the only way left to say that it is not whole.
             await server_error()(scope, receive, send_with_headers)
@@ -86,7 +89,7 @@ class Edge:
                 "request",
                 request_id=request_id,
                 method=scope["method"],
-                path=scope["path"],
+                path=_told_path(scope),
                 status=status,
                 seconds=round(time.perf_counter() - begun, 4),
             )
@@ -108,6 +111,15 @@ class Edge:
         if length.isdigit() and int(length) > limit:
             return TooLarge(f"The request body has {length} bytes; this route takes at most {limit}.")
         return None
+
+
+def _told_path(scope: Scope) -> str:
+    """The route's template with the ids in it, which are ours; names in a path are users' and stay out of the log."""
+    path: str = getattr(scope.get("route"), "path", "(no route)")
+    for name, value in scope.get("path_params", {}).items():
+        if OUR_ID.fullmatch(str(value)):
+            path = path.replace(f"{{{name}}}", value)
+    return path
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
