@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smedje.chat.template import render_prompt
 from smedje.chat.tokenizer import load_chat_tokenizer
+from smedje.domain.catalog import FULL_WEIGHTS_FILE
 from smedje.errors import InvalidRequest, UnsupportedField
 from smedje.modeling.adapter import load_adapter, save_adapter
 from smedje.modeling.attention import DocumentAttention
@@ -23,6 +24,7 @@ from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, SegmentedLora, ServedAdapter, TrainableLora
 from smedje.modeling.tiny_random import write_tiny_llama
 from smedje.modeling.transformer import CausalDecoder
+from smedje.training.full import write_tensors
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -145,6 +147,28 @@ def test_a_gguf_file_gives_the_served_logits(base: Path, tmp_path: Path) -> None
     end = "<|im_end|>" if base.name == "base" else "<|end|>"
     assert f'PARAMETER stop "{end}"' in modelfile
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Modelfile", "m.gguf"]
+
+
+def test_tuned_weights_and_dora_reach_a_gguf_file(base: Path, tmp_path: Path) -> None:
+    """All weights of a full tuning, and an adapter with magnitudes: read back they say what was served."""
+    prompt = torch.tensor(render_prompt(load_chat_tokenizer(base), MESSAGES))
+    model = load_decoder(base)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(0.01 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    (tmp_path / "full").mkdir()
+    write_tensors(tmp_path / "full" / FULL_WEIGHTS_FILE, model.export_state())
+    plain = load_decoder(base)
+    config = AdapterConfig(rank=4, alpha=8.0, targets=targets_of(plain.slots), dora=True)
+    lora = TrainableLora(plain.slots, config, generator=torch.Generator().manual_seed(3), base=plain)
+    weights = {name: tensor + 0.02 * torch.rand_like(tensor) for name, tensor in lora.weights().items()}
+    save_adapter(tmp_path / "dora", weights, config, "base")
+    expected = {"full": served(model, None, prompt), "dora": served(plain, tmp_path / "dora", prompt)}
+    for name, logits in expected.items():
+        export_gguf(base, tmp_path / name, tmp_path / f"{name}.gguf", dtype="f32")
+        for _ in convert_gguf(tmp_path / f"{name}.gguf", tmp_path / f"{name}-back"):
+            pass
+        assert largest_difference(served(load_decoder(tmp_path / f"{name}-back"), None, prompt), logits) < 1e-4, name
 
 
 def test_half_precision_rounds_matrices_only(base: Path, tmp_path: Path) -> None:
