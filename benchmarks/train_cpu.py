@@ -26,9 +26,10 @@ from train_cpu_rows import ROWS_OF_W7, rows_of, write_rows
 
 ROOT = Path(__file__).resolve().parent
 HUGGING_FACE = ("trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
-PACKAGES = {"peers": (*HUGGING_FACE, "torch==2.13.0")}
+PACKAGES = {"peers": (*HUGGING_FACE, "torch==2.13.0"), "litgpt": ("litgpt==0.5.13", "torch==2.13.0")}
 PLAIN = {"bf16": False, "checkpointing": False}
-# name -> (runner, environment, configuration). hf: plain transformers + peft loop; trl: SFTTrainer.
+# name -> (runner, environment, configuration). hf: plain transformers + peft loop; trl: SFTTrainer; litgpt: its
+# model and loss.
 ENGINES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "smedje": ("ours", None, {"share": True, "precision": "fp32"}),
     "smedje-bf16": ("ours", None, {"share": True, "precision": "bf16"}),
@@ -40,6 +41,8 @@ ENGINES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "trl-default": ("trl", "peers", {"packing": False, "bf16": True, "checkpointing": True}),
     "hf-loop": ("hf", "peers", {"bf16": False}),
     "hf-loop-bf16": ("hf", "peers", {"bf16": True}),
+    "litgpt": ("litgpt", "litgpt", {"bf16": False}),
+    "litgpt-bf16": ("litgpt", "litgpt", {"bf16": True}),
 }
 USUAL = "smedje,smedje-bf16,trl-packed,trl-packed-bf16"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from train_cpu_rows import guard_rows, write_rows
 
-STEPS, BATCH = 20, 4
+STEPS, BATCH = 20, 5
 LARGEST_LOSS_DIFFERENCE, SMALLEST_COSINE, BF16_FACTOR = 1e-4, 0.99999, 1.2
 
 
@@ -21,7 +21,9 @@ def checked(run: Callable[..., dict[str, Any]], work: Path) -> dict[str, Any]:
     found = {}
     for engine in ("smedje", "smedje-unshared", "smedje-bf16", "hf-loop", "hf-loop-bf16"):
         (work / engine).mkdir()
-        found[engine] = run(engine, work, steps=STEPS, batch=BATCH, gradients=str(work / engine))
+        # Of bf16 the first step is looked at alone: afterwards each trains another adapter.
+        steps = 1 if engine.endswith("bf16") else STEPS
+        found[engine] = run(engine, work, steps=steps, batch=BATCH, gradients=str(work / engine))
     errors = {engine: result["error"] for engine, result in found.items() if "error" in result}
     if errors:
         return {"passed": False, "errors": errors}

@@ -62,13 +62,13 @@ def main() -> None:
     save_adapter(work / "adapter", lora.weights(), config, str(work / "base"))
     rows = json.loads((work / "rows.json").read_text())
     steps, batch = settings["steps"], settings["batch"]
-    dataset = dataset_of(rows[: steps * batch])
+    dataset = dataset_of(rows)
     plan = Plan(
         n_epochs=1,
         batch_size=batch,
         learning_rate=1e-4,
         learning_rate_multiplier=1.0,
-        steps_per_epoch=steps,
+        steps_per_epoch=-(-len(rows) // batch),
         total_steps=steps,
         warmup_steps=0,
         schedule=ScheduleSpec(kind="constant"),

@@ -42,12 +42,12 @@ def _turns(workload: str, draw: random.Random) -> list[tuple[int, int]]:
 
 
 def guard_rows(count: int) -> list[dict[str, list[int]]]:
-    """Ragged short rows that all begin with the same 40 tokens, about a third labelled."""
+    """Ragged rows that all begin with the same 40 tokens, about a third labelled; long enough for every fast path."""
     draw = random.Random(7)
     shared = [draw.randrange(100, VOCABULARY) for _ in range(40)]
     rows = []
     for _ in range(count):
-        ids = shared + [draw.randrange(100, VOCABULARY) for _ in range(draw.randint(12, 60))]
+        ids = shared + [draw.randrange(100, VOCABULARY) for _ in range(draw.randint(60, 240))]
         rows.append({"input_ids": ids, "labels": [-100] * (len(ids) - len(ids) // 3) + ids[-(len(ids) // 3) :]})
     return rows
 
