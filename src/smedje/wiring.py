@@ -26,12 +26,12 @@ from smedje.services.chat import Chat
 from smedje.services.context import Context
 from smedje.services.deliveries import Courier
 from smedje.services.files import sweep
+from smedje.services.integrations import Trackers
 from smedje.services.outbound import parse_outbound
 from smedje.services.projects import BootstrapResult, ensure_defaults
-from smedje.services.integrations import Trackers
 from smedje.services.scheduler import Limits, Scheduler
-from smedje.services.uploads import sweep_uploads
 from smedje.services.upkeep import Upkeep
+from smedje.services.uploads import sweep_uploads
 from smedje.serving.supervisor import EnginePool, EngineSettings
 from smedje.settings import Settings
 from smedje.store.database import Database

@@ -23,12 +23,12 @@ from smedje.services.catalog import resolve_origin
 from smedje.services.certificate import certify
 from smedje.services.comparison import comparison_event
 from smedje.services.context import Context
-from smedje.services.job_ends import meter, moved
 from smedje.services.integrations import Trackers, write_integrations
+from smedje.services.job_ends import meter, moved
 from smedje.services.prediction import predicted_memory
 from smedje.services.preflight import Checked, check_job
-from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
 from smedje.services.quotas import used_up
+from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
 from smedje.services.training_spec import build_spec
 from smedje.store import jobs as job_rows
 from smedje.store import leases
@@ -184,18 +184,15 @@ class Scheduler:
             active = run_rows.list_active_runs(tx)
         if len(active) >= self.limits.max_running_jobs or any(run.job_id == lease.job.id for run in active):
             return
+        if self._waits_for_budget(lease.job):
+            return
         spec = self._next_spec(lease.job)
         need = predicted_memory(spec)
         taken = sum(int(run.handle.get("memory_bytes", 0)) for run in active)
-        if self._waits_for_budget(lease.job):
-            return
         if active and need + taken > self.limits.memory_bytes:
             return
         self._start(lease, spec, need)
 
-    def _next_spec(self, job: FineTuningJob) -> TrainingSpec:
-        with self.ctx.database.transaction() as tx:
-            runs = run_rows.list_runs(tx, job.id)
     def _waits_for_budget(self, job: FineTuningJob) -> bool:
         """Whether the project's month has nothing left for this job; said once in its story. What runs goes on."""
         reason = used_up(self.ctx, job.project_id, job.id)
@@ -210,6 +207,9 @@ class Scheduler:
                 moved(self.ctx, tx, job, action="job.waits_for_budget")
         return True
 
+    def _next_spec(self, job: FineTuningJob) -> TrainingSpec:
+        with self.ctx.database.transaction() as tx:
+            runs = run_rows.list_runs(tx, job.id)
         origin = resolve_origin(self.ctx, job.project_id, job.request.model)
         earlier = [run.id for run in reversed(runs)]
         return build_spec(self.ctx, job, origin, threads=self.limits.threads, earlier_runs=earlier)

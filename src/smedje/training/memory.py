@@ -23,7 +23,7 @@ BYTES = 4  # fp32
 # Rows whose logits a stream has in memory at once (training/losses.py).
 HEAD_ROWS = 1024
 # Tensors of the optimizer beside each trained number.
-MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 1, "lion": 1, "muon": 1}
+MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "lion": 1, "muon": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,13 @@ def stream_sizes(spec: TrainingSpec, tokens: Sequence[int], labelled: Sequence[i
     that is longer has one of its own. A step with few short rows never fills a stream.
     """
     longest = sorted(tokens, reverse=True)[: resolve_plan(len(tokens), spec).batch_size]
-    most = max(min(spec.micro_batch_tokens, sum(longest)), sum(longest[: _side_by_side(spec)]))
+    total, side = sum(longest), _side_by_side(spec)
+    turns = max(1, -(-total // spec.micro_batch_tokens))
+    # Streams side by side are of about equal length; one after the other, each is as full as it can be.
+    usual = -(-total // turns) if side > 1 else min(spec.micro_batch_tokens, total)
+    most = max(usual, sum(longest[:side]))
     share = sum(labelled) / max(1, sum(tokens))
-    return StreamSizes(tokens=most, labelled=round(most * share), several=sum(longest) > most)
+    return StreamSizes(tokens=most, labelled=round(most * share), several=total > most)
 
 
 def adapter_parameters(config: DecoderConfig, rank: int) -> int:
