@@ -101,7 +101,8 @@ def features(text: str) -> list[str]:
     return words + [f"{one} {other}" for one, other in pairwise(words)]
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder of an installed base model")
     parser.add_argument("--archive", type=Path, help="the package's archive, when it is here already")
@@ -114,7 +115,11 @@ def main() -> None:
     parser.add_argument("--balanced", action="store_true", help="weigh classes so that each counts the same")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = options()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         rows = read_rows(arguments.archive or fetch(work))
