@@ -144,7 +144,7 @@ def measure(root: Path, objects: Objects, case: Case, folder: Path, *, threads: 
         seed=1,
         today="2026-01-31",
         data=DataSpec(training_key="rows", validation_fraction=0.2),
-        n_epochs=1,
+        n_epochs=STEPS,
         batch_size=case.batch,
         max_steps=STEPS,
         optimizer=OptimizerSpec(learning_rate=1e-4),
