@@ -1,214 +1,191 @@
-"""Serving on the CPU: python benchmarks/serve_cpu.py --base FOLDER [--peer ours] [--clients 1 4 16 64]
+"""Serving on a CPU against peers: python benchmarks/serve_cpu.py --json OUT --base FOLDER [--engines A,B] [--clients 1]
 
-Each client asks one completion after another over HTTP, streamed, greedy, 128 tokens out; prompts have about 128
-tokens, with --shared behind a common system prompt of about 400. With --adapters N the clients use N random LoRA
-adapters in turn. Told: tokens a second of all clients, time to first token, time between tokens, memory of the server.
+Servers are asked by the same clients over HTTP: prompts of about 128 tokens, 128 tokens out, greedy, streamed, one
+after another for --seconds; on the base model, one adapter, eight adapters in turn, and behind a common system prompt
+of about 400 tokens. Engines, each in an environment of its own that is made on first use:
 
-ours starts `smedje serve` in a state folder of its own. transformers and vllm are started from another environment,
-given with --python; url measures any server that is running. A peer runs alone on an idle machine, or it has no figure.
+  smedje        our server; also a first token of a cold adapter and behind a cold prompt against warm ones
+  inside        our engine alone: decode steps with no, one and eight adapters, interleaved
+  transformers  `transformers serve`, which knows no adapters
+  peft          transformers + peft generating a batch at a time, mixed adapters by `adapter_names`
+  llama         llama.cpp (cyllama), one completion alone, Q8_0 made from the GGUF file that our export writes
+  vllm          vLLM's CPU build with LoRA; it takes minutes to start: an invocation of its own
+  guard         no engine: our greedy tokens and log probabilities against transformers' own loop
+
+Results add up in OUT over invocations; nothing is started that would begin after --until seconds. Run it on an idle
+machine; a figure counts only beside a passing guard.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
-import signal
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import psutil
+from serve_cpu_load import cold_and_warm, measured, workloads
+from serve_cpu_servers import SERVERS, environment, running, write_adapters
 
-KEY = "smedje_benchmark-benchmark-benchmark-benchmark"
-WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
-
-
-@dataclass
-class Measured:
-    """What the clients of one round saw."""
-
-    tokens: int = 0
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+ROOT = Path(__file__).resolve().parent
+USUAL = "guard,inside,smedje,llama,peft,transformers"
+ADAPTERS = 8
+# A server that answers one after another would take minutes to end what many clients began.
+MOST_CLIENTS = {"transformers": 4}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="folder of an installed base model")
-    parser.add_argument("--peer", choices=("ours", "transformers", "vllm", "url"), default="ours")
-    parser.add_argument("--python", default=sys.executable, help="interpreter of the peer's environment")
-    parser.add_argument("--url", help="base URL of a running server (…/v1), for --peer url")
-    parser.add_argument("--models", nargs="*", default=[], help="model names to use in turn, for --peer url")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--adapters", type=int, default=0)
-    parser.add_argument("--shared", action="store_true")
-    parser.add_argument("--out", type=int, default=128, help="tokens of a completion")
-    parser.add_argument("--rounds", type=int, default=2, help="completions of each client")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="smedje-bench-") as scratch, serve(options, Path(scratch)) as running:
-        url, models, process = running
-        asyncio.run(load(url, models, options, clients=1, rounds=1))  # wakes the engine
-        found = []
-        for clients in options.clients:
-            seen = asyncio.run(load(url, models, options, clients=clients, rounds=options.rounds))
-            found.append(told(seen, clients, process, options))
-            print(json.dumps(found[-1]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    options = parsed()
+    report: dict[str, Any] = {"load_before": []}
+    if options.json.exists():
+        report = json.loads(options.json.read_text())
+    report["load_before"].append(round(os.getloadavg()[0], 2))
+    with tempfile.TemporaryDirectory(prefix="smedje-serve-run-") as name:
+        scratch = Path(name)
+        for engine in options.engines.split(","):
+            if time.monotonic() > options.end:
+                print(f"no time left for {engine}", file=sys.stderr)
+                continue
+            print(f"{time.strftime('%H:%M:%S')} {engine}", file=sys.stderr, flush=True)
+            try:
+                run(engine, report.setdefault(engine, {}), scratch, options)
+                report[engine].pop("error", None)
+            except (RuntimeError, OSError) as error:
+                report[engine]["error"] = str(error)[-400:]
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))
 
 
-def told(seen: Measured, clients: int, process: psutil.Process | None, options: argparse.Namespace) -> dict[str, Any]:
-    """One line of the result; times in milliseconds."""
-    line: dict[str, Any] = {
-        "peer": options.peer,
-        "clients": clients,
-        "adapters": options.adapters,
-        "shared": options.shared,
-        "tokens_per_second": round(seen.tokens / seen.seconds, 1),
-        "first_token_ms": round(1000 * statistics.median(seen.first), 1),
-        "between_tokens_ms": round(1000 * statistics.median(seen.between), 1) if seen.between else None,
-    }
-    if process is not None:
-        family = [process, *process.children(recursive=True)]
-        line["memory_mb"] = round(sum(one.memory_info().rss for one in family) / 2**20)
-    return line
-
-
-def prompt(draw: random.Random, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Messages of about 128 tokens, behind about 400 common ones with --shared."""
-    user = {"role": "user", "content": " ".join(draw.choices(WORDS, k=115))}
-    if not options.shared:
-        return [user]
-    return [{"role": "system", "content": " ".join(random.Random(0).choices(WORDS, k=395))}, user]
-
-
-async def load(url: str, models: list[str], options: argparse.Namespace, *, clients: int, rounds: int) -> Measured:
-    """Let the clients ask side by side."""
-    seen = Measured()
-    headers = {"authorization": f"Bearer {KEY}"}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=600) as http:
-        begun = time.perf_counter()
-        await asyncio.gather(*(client(http, models, options, seen, number, rounds) for number in range(clients)))
-        seen.seconds = time.perf_counter() - begun
-    return seen
-
-
-async def client(
-    http: httpx2.AsyncClient, models: list[str], options: argparse.Namespace, seen: Measured, number: int, rounds: int
-) -> None:
-    draw = random.Random(1000 * number + rounds)
-    for turn in range(rounds):
-        body = {
-            "model": models[(number + turn) % len(models)],
-            "messages": prompt(draw, options),
-            "max_tokens": options.out,
-            "temperature": 0,
-            "stream": True,
-        }
-        asked, last = time.perf_counter(), 0.0
-        async with http.stream("POST", "/chat/completions", json=body) as answer:
-            if answer.status_code != 200:
-                raise SystemExit((await answer.aread()).decode())
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {") or not has_text(json.loads(line[6:])):
-                    continue
-                now = time.perf_counter()
-                seen.tokens += 1
-                seen.first.append(now - asked) if not last else seen.between.append(now - last)
-                last = now
-
-
-def has_text(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk brings text; servers send a chunk for each token whose characters are whole."""
-    return any((choice.get("delta") or {}).get("content") for choice in chunk.get("choices") or [])
-
-
-@contextmanager
-def serve(options: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, list[str], psutil.Process | None]]:
-    """The peer, running: its base URL, the model names to ask for, and its process."""
-    if options.peer == "url":
-        yield options.url, options.models, None
+def run(engine: str, found: dict[str, Any], scratch: Path, options: argparse.Namespace) -> None:
+    """Measure one engine into its part of the report."""
+    if engine in SERVERS:
+        serve(engine, found, scratch, options)
         return
-    port = free_port()
-    start = {"ours": ours, "transformers": transformers, "vllm": vllm}[options.peer]
-    command, env, models = start(options, scratch, port)
-    env |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    with (scratch / "log").open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_for(port, process, scratch / "log")
-            yield f"http://127.0.0.1:{port}/v1", models, psutil.Process(process.pid)
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+    found |= {"guard": guard, "inside": inside, "peft": peft, "llama": llama}[engine](scratch, options)
 
 
-def ours(options: argparse.Namespace, scratch: Path, port: int) -> tuple[list[str], dict[str, str], list[str]]:
-    """`smedje serve` with random adapters as fine-tuned models."""
-    home = scratch / "home"
-    name = options.base.name
-    (home / "models").mkdir(parents=True)
-    (home / "models" / name).symlink_to(options.base.resolve())
-    env = {"SMEDJE_HOME": str(home), "SMEDJE_BOOTSTRAP_API_KEY": KEY, "SMEDJE_THREADS": str(options.threads)}
-    if options.adapters:
-        plant = [sys.executable, __file__.replace("serve_cpu.py", "serve_cpu_adapters.py")]
-        subprocess.run(
-            [*plant, str(options.base), str(home), str(options.adapters)], env={**os.environ, **env}, check=True
-        )
-    models = [f"adapter-{number}" for number in range(options.adapters)] or [name]
-    return [sys.executable, "-m", "smedje.cli", "serve", "--port", str(port)], env, models
+def serve(engine: str, found: dict[str, Any], scratch: Path, options: argparse.Namespace) -> None:
+    """A server under each workload and number of clients."""
+    wanted = options.workloads.split(",")
+    with running(engine, options.base, scratch / engine, ADAPTERS) as server:
+        if engine == "smedje":
+            found["first_token"] = cold_and_warm(server)
+        for name, workload in workloads(server, options.tokens).items():
+            for clients in options.clients if name in wanted else ():
+                if clients > MOST_CLIENTS.get(engine, clients):
+                    continue
+                seen = measured(server, workload, clients=clients, seconds=options.seconds)
+                found.setdefault(name, {})[str(clients)] = seen
+                print(f"  {name} x{clients}: {seen}", file=sys.stderr, flush=True)
 
 
-def transformers(options: argparse.Namespace, scratch: Path, port: int) -> tuple[list[str], dict[str, str], list[str]]:
-    """`transformers serve`, which knows no adapters."""
-    if options.adapters:
-        raise SystemExit("transformers serve has no adapters; run it with --adapters 0")
-    program = Path(options.python).with_name("transformers")
-    return [str(program), "serve", "--port", str(port)], {}, [str(options.base)]
+def guard(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Greedy tokens and log probabilities against transformers'."""
+    asked = {"prompts": options.prompts, "tokens": 16, "adapters": str(adapters(scratch, options))}
+    return child([sys.executable, str(ROOT / "serve_cpu_guard.py")], asked, options)
 
 
-def vllm(options: argparse.Namespace, scratch: Path, port: int) -> tuple[list[str], dict[str, str], list[str]]:
-    """vLLM's CPU build, adapters loaded at the start."""
-    command = [str(Path(options.python).with_name("vllm")), "serve", str(options.base), "--port", str(port)]
-    command += ["--dtype", "float32", "--max-model-len", "2048", "--served-model-name", "base"]
-    if not options.adapters:
-        return command, {}, ["base"]
-    plant = [sys.executable, __file__.replace("serve_cpu.py", "serve_cpu_adapters.py")]
-    subprocess.run([*plant, str(options.base), str(scratch / "adapters"), str(options.adapters), "--plain"], check=True)
-    names = [f"adapter-{number}" for number in range(options.adapters)]
-    command += ["--enable-lora", "--max-loras", str(options.adapters), "--max-lora-rank", "16", "--lora-modules"]
-    return [*command, *(f"{name}={scratch / 'adapters' / name}" for name in names)], {}, names
+def inside(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Our engine without HTTP."""
+    asked = {"adapters": str(adapters(scratch, options)), "count": ADAPTERS, "rounds": 3, "tokens": options.tokens // 4}
+    return child([sys.executable, str(ROOT / "serve_cpu_inside.py")], asked, options)
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def peft(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """transformers + peft, a batch at a time."""
+    folder = adapters(scratch, options)
+    draw = random.Random(3)
+    prompts = [draw.choices(range(100, 40_000), k=128) for _ in range(16)]
+    asked = {
+        "adapters": [str(folder / f"adapter-{number}") for number in range(ADAPTERS)],
+        "batches": [count for count in options.clients if count <= 16],
+        "prompts": prompts,
+        "tokens": options.tokens // 2,
+    }
+    return child([str(environment("hf") / "python"), str(ROOT / "serve_cpu_peft.py")], asked, options)
 
 
-def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait until the server takes connections, at most ten minutes."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+def llama(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """llama.cpp on the file that our export writes."""
+    from smedje.modeling.export_gguf import write_gguf
+
+    python = environment("llama") / "python"
+    write_gguf(options.base, scratch / "f16.gguf", half=True, name="benchmark")
+    prompt = random.Random(3).choices(range(100, 40_000), k=128)
+    asked: dict[str, Any] = {
+        "gguf": str(scratch / "f16.gguf"),
+        "q8": str(scratch / "q8.gguf"),
+        "prompt": prompt,
+        "rounds": 3,
+    }
+    asked["tokens"] = options.tokens
+    # Its threads wait for each other hundreds of times a token: on an idle machine it is faster when they spin.
+    return child([str(python), str(ROOT / "serve_cpu_llama.py")], asked, options, policy="ACTIVE")
+
+
+def adapters(scratch: Path, options: argparse.Namespace) -> Path:
+    """A folder with random adapters, written once a run."""
+    folder = scratch / "adapters"
+    if not folder.exists():
+        write_adapters(options.base, folder, ADAPTERS, plain=True)
+    return folder
+
+
+def child(
+    command: list[str], asked: dict[str, Any], options: argparse.Namespace, *, policy: str = "PASSIVE"
+) -> dict[str, Any]:
+    """The JSON that a program of ours or of a peer prints last. Raises RuntimeError with its last line of errors.
+
+    policy: how its threads wait for each other; passive is what our own worker does.
+    """
+    threads = os.cpu_count()
+    settings = {"base": str(options.base.resolve()), "threads": threads, **asked}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, json.dumps(settings)], env=env, capture_output=True, text=True, timeout=400)
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"  {json.dumps(told)}", file=sys.stderr, flush=True)
+    return told
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures as text: servers first, then the others as they are."""
+    lines = [f"{'engine':13} {'workload':9} {'clients':>7} {'tok/s':>8} {'first ms':>9} {'between':>8} {'MB':>6}"]
+    for engine in SERVERS:
+        for name in ("base", "one", "adapters", "shared"):
+            for clients, seen in report.get(engine, {}).get(name, {}).items():
+                row = f"{engine:13} {name:9} {clients:>7} {seen['tokens_per_second']:8} {seen['first_token_ms']!s:>9}"
+                lines.append(f"{row} {seen['between_tokens_ms']!s:>8} {seen['memory_mb']:6}")
+    for engine, found in report.items():
+        if engine not in (*SERVERS, "load_before"):
+            lines.append(f"{engine}: {json.dumps(found)}")
+        elif engine in SERVERS:
+            rest = {key: value for key, value in found.items() if key in ("first_token", "error")}
+            lines += [f"{engine}: {json.dumps(rest)}"] if rest else []
+    return "\n".join(lines)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True, help="folder of an installed base model")
+    parser.add_argument(
+        "--engines", default=USUAL, help="some of guard, inside, smedje, llama, peft, transformers, vllm"
+    )
+    parser.add_argument("--clients", default="1,4,16", help="numbers of clients; 64 takes longer to end")
+    parser.add_argument("--workloads", default="base,one,adapters,shared")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of a completion")
+    parser.add_argument("--seconds", type=float, default=12.0, help="how long each number of clients asks")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts of the guard")
+    parser.add_argument("--until", type=float, default=500.0, help="seconds after which no further engine is started")
+    options = parser.parse_args()
+    options.clients = [int(count) for count in options.clients.split(",")]
+    options.end = time.monotonic() + options.until
+    return options
 
 
 if __name__ == "__main__":

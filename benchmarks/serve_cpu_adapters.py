@@ -14,6 +14,7 @@ from smedje.modeling.adapter import save_adapter
 from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, TrainableLora
+from smedje.modeling.transformer import CausalDecoder
 from smedje.services.deployments import create_deployment
 from smedje.services.projects import ensure_defaults
 from smedje.settings import load_settings
@@ -29,22 +30,22 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("--plain", action="store_true")
     options = parser.parse_args()
+    model = load_decoder(options.base)
     for number in range(options.count):
-        write_adapter(options.base, options.target / f"adapter-{number}", seed=number)
+        write_adapter(model, options.target / f"adapter-{number}", seed=number, base=options.base.name)
     if not options.plain:
         register(options.base.name, options.target, options.count)
 
 
-def write_adapter(base: Path, folder: Path, *, seed: int) -> None:
+def write_adapter(model: CausalDecoder, folder: Path, *, seed: int, base: str) -> None:
     """One adapter that changes what is said."""
-    model = load_decoder(base)
     config = AdapterConfig(rank=16, alpha=32.0, targets=targets_of(model.slots))
     generator = torch.Generator().manual_seed(seed)
     weights = TrainableLora(model.slots, config, generator=generator).weights()
     for name, tensor in weights.items():
         if ".lora_B." in name:
             tensor.normal_(0.0, 0.002, generator=generator)
-    save_adapter(folder, weights, config, base.name)
+    save_adapter(folder, weights, config, base)
 
 
 def register(base: str, home: Path, count: int) -> None:

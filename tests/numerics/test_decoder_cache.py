@@ -10,7 +10,8 @@ from torch import Tensor
 from smedje.modeling.attention import DocumentAttention, cached_attention
 from smedje.modeling.config import DecoderShape, targets_of
 from smedje.modeling.load import load_decoder
-from smedje.modeling.lora import AdapterConfig, SegmentedLora, ServedAdapter, TrainableLora, merge_into
+from smedje.modeling.lora import AdapterConfig, TrainableLora, merge_into
+from smedje.modeling.served_adapters import SegmentedLora, ServedAdapter
 from smedje.modeling.transformer import CausalDecoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")

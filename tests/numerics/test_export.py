@@ -21,7 +21,8 @@ from smedje.modeling.config import targets_of
 from smedje.modeling.convert_gguf import convert_gguf
 from smedje.modeling.export import export_gguf, export_merged, main
 from smedje.modeling.load import load_decoder
-from smedje.modeling.lora import AdapterConfig, SegmentedLora, ServedAdapter, TrainableLora
+from smedje.modeling.lora import AdapterConfig, TrainableLora
+from smedje.modeling.served_adapters import SegmentedLora, ServedAdapter
 from smedje.modeling.tiny_random import write_tiny_llama
 from smedje.modeling.transformer import CausalDecoder
 from smedje.training.full import write_tensors

@@ -11,15 +11,8 @@ from smedje.errors import InvalidRequest
 from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
-from smedje.modeling.lora import (
-    AdapterConfig,
-    SegmentedLora,
-    ServedAdapter,
-    TrainableLora,
-    adapted_slots,
-    merge_into,
-    merged_state,
-)
+from smedje.modeling.lora import AdapterConfig, TrainableLora, adapted_slots, merge_into, merged_state
+from smedje.modeling.served_adapters import SegmentedLora, ServedAdapter
 from smedje.modeling.transformer import CausalDecoder, LowRank
 
 LENGTHS = (13, 4, 21)

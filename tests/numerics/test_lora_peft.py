@@ -13,7 +13,8 @@ from smedje.modeling.adapter import load_adapter, save_adapter
 from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
-from smedje.modeling.lora import AdapterConfig, SegmentedLora, ServedAdapter, TrainableLora, merged_state
+from smedje.modeling.lora import AdapterConfig, TrainableLora, merged_state
+from smedje.modeling.served_adapters import SegmentedLora, ServedAdapter
 from smedje.modeling.transformer import CausalDecoder, LowRank
 
 LENGTHS = (13, 4, 21)

@@ -16,7 +16,8 @@ from smedje.modeling.adapter import adapter_files, load_adapter, save_adapter
 from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
-from smedje.modeling.lora import AdapterConfig, SegmentedLora, ServedAdapter, TrainableLora, merge_into, merged_state
+from smedje.modeling.lora import AdapterConfig, TrainableLora, merge_into, merged_state
+from smedje.modeling.served_adapters import SegmentedLora, ServedAdapter
 from smedje.modeling.transformer import CausalDecoder, LowRank
 from smedje.training.checkpoint import save_checkpoint, save_state
 from smedje.training.loop import State, train

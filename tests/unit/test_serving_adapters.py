@@ -7,7 +7,7 @@ import pytest
 from tests.contract.engine_suite import ADAPTERS, tiny_model, write_adapter, write_adapters
 
 from smedje.errors import InvalidRequest, NotFound
-from smedje.modeling.lora import ServedAdapter
+from smedje.modeling.served_adapters import ServedAdapter
 from smedje.modeling.transformer import CausalDecoder
 from smedje.objects.store import Objects, open_objects
 from smedje.serving.adapters import AdapterCache

@@ -1,8 +1,8 @@
-"""Low-rank adapters on a frozen decoder: one being trained, several served in one batch, or merged into the weights.
+"""Low-rank adapters on a frozen decoder: one being trained, or merged into the weights.
 
 Knows LoRA (Hu et al. 2021; y + scale * B A x) on fused linears, DoRA (dora.py) on top of it, and PEFT's names and
-initial values. Refuses to know optimizers, files (adapter.py) and the decoder's inside: it sees slots and a linear's
-input and output.
+initial values. Refuses to know optimizers, files (adapter.py), serving (served_adapters.py) and the decoder's inside:
+it sees slots and a linear's input and output.
 """
 
 import math
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
 from smedje.modeling.dora import magnitude_name, row_norms, site_gains
-from smedje.modeling.low_rank import add_low_rank, spread
+from smedje.modeling.low_rank import add_low_rank
 from smedje.modeling.products import frozen_linear
 from smedje.modeling.transformer import CausalDecoder
 
 __all__ = [
     "AdapterConfig",
-    "SegmentedLora",
-    "ServedAdapter",
     "TrainableLora",
     "adapted_slots",
     "all_linear_targets",
@@ -236,83 +234,7 @@ def check_names(own: Iterable[str], given: Iterable[str]) -> None:
         )
 
 
-class ServedAdapter:
-    """A finished adapter laid out for a decoder's fused sites, in the decoder's type and on its device. Immutable.
-
-    Per site: A of all parts stacked [n * rank, in], and B [out, n * rank] with each part in its own rows and columns,
-    already scaled, so that a site costs two thin products. With DoRA B carries the gains too, and `gains` has for each
-    site what the base model's output is multiplied with and what is added, [out] each (None without a bias). head: a
-    classifier's [K, H] (classifier.py), None for a chat model.
-    """
-
-    def __init__(
-        self,
-        decoder: CausalDecoder,
-        weights: Mapping[str, Tensor],
-        config: AdapterConfig,
-        *,
-        head: Tensor | None = None,
-    ) -> None:
-        self.head = head
-        slots = adapted_slots(decoder.slots, config)
-        check_names(tensor_names(slots, config), weights)
-        self.gains: dict[Site, tuple[Tensor, Tensor | None]] = {}
-        grouped: dict[Site, list[Slot]] = {}
-        for slot in slots:
-            grouped.setdefault(slot.site, []).append(slot)
-        self.factors: dict[Site, tuple[Tensor, Tensor]] = {}
-        for site, parts in grouped.items():
-            base = decoder.weight(site)
-            ups = [weights[weight_names(slot)[1]].to(base.device) for slot in parts]
-            spans = [(slot.start, slot.stop) for slot in parts]
-            up = spread(ups, spans, torch.empty(0, base.shape[0], device=base.device))
-            down = torch.cat([weights[weight_names(slot)[0]] for slot in parts])
-            if config.dora:
-                found = [(slot, _gain(decoder, slot, weights, config)) for slot in parts]
-                gain, bias = site_gains(found, base.shape[0]), decoder.bias(site)
-                shift = None if bias is None else (bias.float() * (1 - gain)).to(base.dtype)
-                self.gains[site] = (gain.to(base.dtype), shift)
-                up = up * gain[:, None]
-            self.factors[site] = (
-                down.to(base.device, base.dtype).contiguous(),
-                (up * config.scale).to(base.dtype),
-            )
-
-
-class SegmentedLora:
-    """A LowRank for serving: several adapters in one batch, each on its own rows; other rows get the base model.
-
-    segments: pairs of an adapter and the int64 indices of its rows [n]. A row appears at most once. No gradients.
-    """
-
-    def __init__(self, segments: Sequence[tuple[ServedAdapter, Tensor]]) -> None:
-        self._segments = tuple((adapter, _as_slice(rows)) for adapter, rows in segments if rows.numel())
-
-    def __call__(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
-        for adapter, rows in self._segments:
-            factors = adapter.factors.get(site)
-            if factors is None:
-                continue
-            down, up = factors
-            if site in adapter.gains:
-                gain, shift = adapter.gains[site]
-                y[rows] = y[rows] * gain if shift is None else torch.addcmul(shift, y[rows], gain)
-            if isinstance(rows, slice):
-                y[rows].addmm_(x[rows] @ down.T, up.T)
-            else:
-                y.index_add_(0, rows, (x[rows] @ down.T) @ up.T)
-        return y
-
-
-def _as_slice(rows: Tensor) -> slice | Tensor:
-    """Neighbouring rows in order as a slice, which needs no gather."""
-    first, count = int(rows[0]), rows.numel()
-    if torch.equal(rows, torch.arange(first, first + count, device=rows.device)):
-        return slice(first, first + count)
-    return rows
-
-
-def _gain(decoder: CausalDecoder, slot: Slot, weights: Mapping[str, Tensor], config: AdapterConfig) -> Tensor:
+def row_gains(decoder: CausalDecoder, slot: Slot, weights: Mapping[str, Tensor], config: AdapterConfig) -> Tensor:
     """DoRA's factor on each row of a slot: fp32 [out]."""
     a, b = (weights[name] for name in weight_names(slot))
     norms = row_norms(decoder, slot, a, b, config.scale)
@@ -330,7 +252,7 @@ def _merged(
         assert not base.is_mkldnn, "packed weights cannot be read"
         a, b = (weights[name].to(base.device, torch.float32) for name in weight_names(slot))
         whole = base[slot.start : slot.stop].float() + config.scale * (b @ a)
-        yield slot, whole * _gain(decoder, slot, weights, config)[:, None] if config.dora else whole
+        yield slot, whole * row_gains(decoder, slot, weights, config)[:, None] if config.dora else whole
 
 
 @torch.no_grad()

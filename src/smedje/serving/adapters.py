@@ -10,9 +10,12 @@ from pathlib import Path
 from smedje.errors import InvalidRequest, NotFound
 from smedje.modeling.adapter import load_adapter
 from smedje.modeling.classifier import load_head
-from smedje.modeling.lora import ServedAdapter
+from smedje.modeling.served_adapters import AdapterBank, ServedAdapter
 from smedje.modeling.transformer import CausalDecoder
 from smedje.objects.store import Objects
+
+# Places of a bank: its memory is asked for at once.
+BANK_PLACES = 8
 
 
 class _Entry:
@@ -37,6 +40,7 @@ class AdapterCache:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._banks: list[AdapterBank] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -53,7 +57,10 @@ class AdapterCache:
         try:
             with entry.loading:
                 if entry.adapter is None:
-                    entry.adapter = self._load(key)
+                    loaded = self._load(key)
+                    with self._lock:
+                        self._place(loaded)
+                    entry.adapter = loaded
         except BaseException:
             self.release(key)
             raise
@@ -75,6 +82,13 @@ class AdapterCache:
         assert adapter is not None, "acquire comes before get"
         return adapter
 
+    def order(self, key: str | None) -> tuple[int, int, str]:
+        """What rows should be sorted by: those of adapters that lie beside each other become neighbours."""
+        adapter = None if key is None else self.get(key)
+        if adapter is None or adapter.bank is None:
+            return (-1, 0, key or "")
+        return (self._banks.index(adapter.bank), adapter.place, "")
+
     def _load(self, key: str) -> ServedAdapter:
         try:
             folder = self._objects.local_folder(key, self._folder)
@@ -86,7 +100,18 @@ class AdapterCache:
             raise InvalidRequest(f"The classifier {key} does not fit this base model.", code="invalid_adapter")
         return adapter
 
+    def _place(self, adapter: ServedAdapter) -> None:
+        """Lay an adapter beside others of its shapes, in a new bank where no bank has room. DoRA stays by itself."""
+        if adapter.gains or any(bank.take(adapter) for bank in self._banks):
+            return
+        bank = AdapterBank(adapter, places=BANK_PLACES)
+        bank.take(adapter)
+        self._banks.append(bank)
+
     def _evict(self) -> None:
         unused = [key for key, entry in self._entries.items() if entry.pins == 0]
         for key in unused[: max(0, len(self._entries) - self._capacity)]:
-            del self._entries[key]
+            adapter = self._entries.pop(key).adapter
+            if adapter is not None and adapter.bank is not None:
+                adapter.bank.give_up(adapter)
+                self._banks = [bank for bank in self._banks if not bank.empty]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smedje.modeling.attention import cached_attention
-from smedje.modeling.lora import SegmentedLora
+from smedje.modeling.served_adapters import SegmentedLora
 from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.adapters import AdapterCache
 from smedje.serving.kv_cache import KVCache

@@ -124,7 +124,7 @@ class TorchEngine:
     def step(self) -> list[Delivery]:
         """See Engine.step."""
         self._read_notes()
-        chunks = sorted(self._scheduler.plan(), key=lambda chunk: chunk.sequence.request.adapter or "")
+        chunks = sorted(self._scheduler.plan(), key=lambda chunk: self._adapters.order(chunk.sequence.request.adapter))
         if not chunks:
             return []
         logits = self._runner.run(chunks)
