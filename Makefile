@@ -23,6 +23,11 @@ chaos-train:
 fuzz-api:
 	@SMEDJE_API_CASES=5000 $(PYTHON) bootstrap.py test tests/contract/test_api_cases.py -n0 -s $(ARGS)
 
+# Random schedules against each request alone, 1,000 requests in four arrangements instead of the suite's 150.
+.PHONY: chaos-engine
+chaos-engine:
+	@SMEDJE_ENGINE_REQUESTS=1000 $(PYTHON) bootstrap.py test tests/numerics/test_engine_schedules.py -n0 -s --timeout 3600 $(ARGS)
+
 # The quota ledger's random sequences, 10,000 instead of the suite's 500; about ten minutes.
 .PHONY: chaos-quota
 chaos-quota:

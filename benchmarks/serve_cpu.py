@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -166,7 +167,33 @@ def table(report: dict[str, Any]) -> str:
         elif engine in SERVERS:
             rest = {key: value for key, value in found.items() if key in ("first_token", "error")}
             lines += [f"{engine}: {json.dumps(rest)}"] if rest else []
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{name}: {value}" for name, value in verdicts(report).items()])
+
+
+def verdicts(report: dict[str, Any]) -> dict[str, str]:
+    """What the figures amount to, each beside what is aimed at; only what was measured."""
+    crowd = {name: report.get(name, {}).get("adapters", {}).get("16", {}).get("tokens_per_second") for name in SERVERS}
+    inside, first = report.get("inside", {}), report.get("smedje", {}).get("first_token", {})
+    lone = [one["tokens_per_second"] for one in report.get("llama", {}).get("rounds", [])]
+    found = {}
+    if crowd["smedje"]:
+        found["16 clients, 8 adapters"] = f"{crowd['smedje']} tokens/s (300)"
+    if crowd["smedje"] and crowd["vllm"]:
+        found["against vLLM with LoRA"] = f"{crowd['smedje'] / crowd['vllm']:.2f}x (1.3x)"
+    if "alone" in inside and lone:
+        found["alone against llama.cpp Q8_0"] = f"{inside['alone'] / statistics.median(lone):.2f}x (0.7x)"
+    if "adapters" in inside:
+        found["eight adapters slower than one"] = f"{inside['mixed_slower_percent']} % (15 %)"
+    if first:
+        found["first token of a new adapter"] = f"{first['adapter_cold_ms']} ms (100 ms)"
+        found["first token behind a known prompt"] = f"{first['shared_cold_ms'] / first['shared_warm_ms']:.1f}x (5x)"
+    for name, one in report.get("guard", {}).items():
+        if isinstance(one, dict):
+            equal = f"{one['equal']} of {one['prompts']} answers equal"
+            found[f"guard, {name}"] = (
+                f"{equal}, log probabilities within {one['largest_logprob_difference']:.1e} (1e-3)"
+            )
+    return found
 
 
 def parsed() -> argparse.Namespace:
@@ -179,7 +206,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--clients", default="1,4,16", help="numbers of clients; 64 takes longer to end")
     parser.add_argument("--workloads", default="base,one,adapters,shared")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a completion")
-    parser.add_argument("--seconds", type=float, default=12.0, help="how long each number of clients asks")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each number of clients asks")
     parser.add_argument("--prompts", type=int, default=64, help="prompts of the guard")
     parser.add_argument("--until", type=float, default=500.0, help="seconds after which no further engine is started")
     options = parser.parse_args()

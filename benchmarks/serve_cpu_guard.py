@@ -37,7 +37,7 @@ def main() -> None:
     keys = [None, "adapter-0", "adapter-1"]
     ours = {key: answers(subject, prompts, key, asked["tokens"]) for key in keys}
     del model, subject
-    print(json.dumps({str(key): compared(ours[key], reference(prompts, key, asked)) for key in keys}))
+    print(json.dumps({key or "base": compared(ours[key], reference(prompts, key, asked)) for key in keys}))
 
 
 def answers(subject: TorchEngine, prompts: Sequence[list[int]], adapter: str | None, tokens: int) -> Answers:

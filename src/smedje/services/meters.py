@@ -80,6 +80,7 @@ class Meters:
                 ("token_capacity", stats.token_capacity),
                 ("reused_tokens", stats.reused_tokens),
                 ("generated_tokens", stats.generated_tokens),
+                ("preemptions", stats.preemptions),
             ):
                 self._engines.labels(base_model, what).set(value)
         self._jobs.clear()

@@ -80,7 +80,8 @@ class EngineStats:
     """A moment of an engine. cached_tokens and token_capacity count key/value places, in tokens.
 
     cached_tokens: of running requests. resting_tokens: of ended ones, kept for prompts with the same beginning.
-    reused_tokens: prompt tokens that were not computed again, since the start.
+    reused_tokens: prompt tokens that were not computed again, since the start. preemptions: times that a running
+    request lost its places to an older one, since the start.
     """
 
     running: int
@@ -91,6 +92,7 @@ class EngineStats:
     generated_tokens: int
     resting_tokens: int = 0
     reused_tokens: int = 0
+    preemptions: int = 0
 
 
 class Engine(Protocol):

@@ -43,6 +43,7 @@ class Scheduler:
     whose beginning is just being computed by another waits for it. When a running sequence cannot grow, the youngest is
     preempted: its places are freed and it waits, first in line, to be computed again. The oldest always fits, so all of
     them end. beside_decodes: prompt tokens of a step in which running completions wait for their next token.
+    preemptions: how often a sequence lost its places.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Scheduler:
         self._max_sequences = max_sequences
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -145,6 +147,7 @@ class Scheduler:
             youngest = self.running.pop()
             self._room.free(youngest.id)
             youngest.preempt()
+            self.preemptions += 1
             self.waiting.insert(0, youngest)
             if youngest is sequence:
                 return False

@@ -143,6 +143,7 @@ class TorchEngine:
             generated_tokens=self._generated,
             resting_tokens=self._cache.resting,
             reused_tokens=self._reused,
+            preemptions=self._scheduler.preemptions,
         )
 
     def close(self) -> None:
