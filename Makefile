@@ -21,7 +21,7 @@ chaos-train:
 # Requests made from the API's own schema against a live server, 5,000 instead of the suite's 300; about five minutes.
 .PHONY: fuzz-api
 fuzz-api:
-	@SMEDJE_API_CASES=5000 $(PYTHON) bootstrap.py test tests/contract/test_api_cases.py -n0 -s $(ARGS)
+	@SMEDJE_API_CASES=5000 $(PYTHON) bootstrap.py test tests/contract/test_api_cases.py -n0 -s --timeout 3600 $(ARGS)
 
 # Random schedules against each request alone, 1,000 requests in four arrangements instead of the suite's 150.
 .PHONY: chaos-engine
@@ -31,12 +31,23 @@ chaos-engine:
 # The quota ledger's random sequences, 10,000 instead of the suite's 500; about ten minutes.
 .PHONY: chaos-quota
 chaos-quota:
-	@SMEDJE_QUOTA_SEQUENCES=10000 $(PYTHON) bootstrap.py test tests/unit/test_services_quotas.py $(ARGS)
+	@SMEDJE_QUOTA_SEQUENCES=10000 $(PYTHON) bootstrap.py test tests/unit/test_services_quotas.py --timeout 3600 $(ARGS)
 
 # Kills clients and servers in the middle of uploads, and measures the server's memory under a large one; about four minutes.
 .PHONY: chaos-upload
 chaos-upload:
 	@$(PYTHON) bootstrap.py bench chaos_upload $(ARGS)
+
+# A thousand clients that hang up, a thousand streams at once, a thousand requests at a limit, kill -9 of engine and server
+# under load; about three minutes.
+.PHONY: chaos-serve
+chaos-serve:
+	@$(PYTHON) bootstrap.py bench chaos_serve $(ARGS)
+
+# A tuned model as GGUF, read back by llama.cpp (fetched into an environment of its own) and transformers; three minutes.
+.PHONY: gguf-read-back
+gguf-read-back:
+	@$(PYTHON) bootstrap.py bench gguf_read_back $(ARGS)
 
 # The unmodified npm package against a live server; fetches it into a temporary folder, and needs node and npm.
 .PHONY: clients-node

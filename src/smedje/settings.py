@@ -16,6 +16,7 @@ from smedje.errors import InvalidRequest
 PREFIX = "SMEDJE_"
 # Read by the command line's client side or by spawned workers, not part of Settings.
 OTHER_VARIABLES = frozenset({"SMEDJE_BASE_URL", "SMEDJE_API_KEY", "SMEDJE_PROJECT"})
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Settings:
     bootstrap_api_key: first owner key; generated on first run when None.
     max_running_jobs: fine-tuning jobs that may run at once on this machine.
     threads: compute threads for one worker; 0 means all usable cores.
+    device: what jobs train on: `cpu`, `cuda`, or `auto` for an NVIDIA GPU where there is one.
     engine_idle_seconds: an engine without requests for this long is stopped.
     warm_seconds: a process that holds a base model for the next job ends after this long without one; 0: none is kept.
     warm_model: base model that is held from the server's start on; empty: the one of the latest job.
@@ -48,6 +50,7 @@ class Settings:
     bootstrap_api_key: str | None = None
     max_running_jobs: int = 1
     threads: int = 0
+    device: str = "auto"
     engine_idle_seconds: int = 900
     warm_seconds: int = 600
     warm_model: str = ""
@@ -103,6 +106,10 @@ def _parse(name: str, kind: object, text: str) -> object:
                 f"{name} must be a whole number of at least 0, found {text!r}.", code="invalid_setting", param=name
             )
         return number
+    if name == f"{PREFIX}DEVICE" and text not in DEVICES:
+        raise InvalidRequest(
+            f"{name} must be one of {', '.join(DEVICES)}, found {text!r}.", code="invalid_setting", param=name
+        )
     return text
 
 

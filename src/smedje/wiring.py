@@ -16,11 +16,12 @@ from fastapi import FastAPI
 
 from smedje.api.app import create_app
 from smedje.api.state import Services
+from smedje.errors import InvalidRequest
 from smedje.executors.base import worker_environment
 from smedje.executors.local import LocalExecutor
 from smedje.executors.warm import WarmWorkers
 from smedje.modeling.folder import installed_folder
-from smedje.objects.machine import usable_cores, usable_memory
+from smedje.objects.machine import gpu, training_memory, usable_cores
 from smedje.objects.store import open_objects
 from smedje.services.chat import Chat
 from smedje.services.context import Context
@@ -97,8 +98,20 @@ def open_context(settings: Settings) -> Context:
         objects=open_objects(settings.objects_url),
         home=settings.home,
         location=settings.location,
+        device=_device(settings.device),
         outbound=parse_outbound(settings.outbound_allow),
     )
+
+
+def _device(wanted: str) -> str:
+    """The device that jobs train on. Raises InvalidRequest for a GPU that is not there."""
+    if wanted == "cuda" and gpu() is None:
+        raise InvalidRequest(
+            "SMEDJE_DEVICE is cuda and this machine shows no NVIDIA GPU. Install its driver, or set auto or cpu.",
+            code="invalid_setting",
+            param="SMEDJE_DEVICE",
+        )
+    return "cuda" if wanted != "cpu" and gpu() is not None else "cpu"
 
 
 def announce(made: BootstrapResult) -> None:
@@ -129,7 +142,7 @@ def _scheduler(ctx: Context, settings: Settings, executor: LocalExecutor) -> Sch
         executor=executor,
         limits=Limits(
             max_running_jobs=settings.max_running_jobs,
-            memory_bytes=usable_memory(),
+            memory_bytes=training_memory(ctx.device),
             threads=settings.threads or usable_cores(),
             lease_seconds=settings.lease_seconds,
         ),

@@ -56,6 +56,19 @@ def gpu() -> str | None:
     return "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else None
 
 
+def gpu_memory() -> int | None:
+    """Bytes of memory of the first NVIDIA GPU; None where there is none, or its driver does not say."""
+    name, _, size = (gpu() or "").rpartition(",")
+    words = size.split()
+    return int(words[0]) * 2**20 if name and len(words) == 2 and words[0].isdigit() and words[1] == "MiB" else None
+
+
+def training_memory(device: str) -> int:
+    """Bytes that a run on this device may fill: the GPU's on "cuda", the process's share of the machine's else."""
+    card = gpu_memory() if device == "cuda" else None
+    return usable_memory() if card is None else card
+
+
 def _words(path: Path, count: int) -> tuple[str, ...]:
     try:
         words = tuple(path.read_text().split())

@@ -22,7 +22,7 @@ class Context:
 
     home: state folder; installed base models lie below it. now: Unix seconds with fraction.
     actor: on whose behalf; the server's own unless a request says otherwise.
-    location: the compute target that this server speaks for.
+    location: the compute target that this server speaks for. device: what its jobs train on, "cpu" or "cuda".
     notices: what the caller of this request should hear beside the answer; nobody reads the server's own.
     outbound: which addresses that users give may be reached; none unless said otherwise.
     wake: set when a job wants the scheduler's attention, so that nobody waits for its next look.
@@ -34,6 +34,7 @@ class Context:
     now: Callable[[], float] = time.time
     actor: Actor = field(default_factory=Actor)
     location: str = "local"
+    device: str = "cpu"
     notices: MutableSequence[str] = field(default_factory=lambda: deque(maxlen=MOST_NOTICES))
     outbound: Outbound = field(default_factory=Outbound)
     wake: threading.Event = field(default_factory=threading.Event)

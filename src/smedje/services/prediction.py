@@ -17,7 +17,7 @@ from smedje.errors import NotFound
 from smedje.modeling.catalog import find_base_model, load_catalog
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_models
-from smedje.objects.machine import usable_cores, usable_memory
+from smedje.objects.machine import training_memory, usable_cores, usable_memory
 from smedje.objects.run_folder import RunFolder
 from smedje.services.context import Context
 from smedje.store import jobs as job_rows
@@ -110,7 +110,7 @@ def predict(ctx: Context, project_id: str, spec: TrainingSpec, found: RowCounts,
     pace = _pace(ctx, project_id, spec)
     seconds = tokens * pace.seconds
     memory, disk = predicted_memory(spec, found), _disk(spec, plan)
-    fits = memory <= usable_memory()
+    fits = memory <= training_memory(spec.device)
     return Estimate(
         rows=rows,
         validation_rows=held_out,
@@ -146,7 +146,7 @@ def propose(
     longest: tokens of the longest example, below which no limit is proposed. memory_bytes: None for this machine's.
     rows: the training file's, where they are known. Smaller streams come first, because they change no result.
     """
-    room = usable_memory() if memory_bytes is None else memory_bytes
+    room = training_memory(spec.device) if memory_bytes is None else memory_bytes
     tokens, least = spec.micro_batch_tokens, SHORTEST_LIMIT if rows is not None else max(longest, SHORTEST_LIMIT)
     while tokens // 2 >= least:
         tokens //= 2
@@ -204,6 +204,7 @@ def predicted_memory(spec: TrainingSpec, rows: RowCounts | None = None) -> int:
     config = read_decoder_config(folder)
     streams = None if rows is None or not rows.tokens else stream_sizes(spec, rows.tokens, rows.trained)
     kept = not spec.lora.full and held_in_bf16(raw, config, memory_bytes=usable_memory())
+    kept = kept or (spec.device == "cuda" and spec.lora.precision != "fp32" and not spec.lora.full)
     return predicted_bytes(config, spec, streams, weight_bytes=2 if kept else 4)
 
 

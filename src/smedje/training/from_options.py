@@ -101,6 +101,6 @@ def lora_spec(options: TrainingOptions, kept: LoraSpec, *, initial: str | None) 
         last_layers=last,
         dora=kept.dora if options.dora is None else options.dora,
         initial=initial,
-        precision=options.precision or LoraSpec().precision,
+        precision=options.precision or kept.precision,
         recompute=options.recompute,
     )

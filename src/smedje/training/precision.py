@@ -24,10 +24,14 @@ def multiplies_bf16() -> bool:
 def base_numbers(spec: TrainingSpec, base: Path) -> Numbers:
     """What the run's base model is stored as and multiplied in. Raises InvalidRequest for bf16 where it is not offered.
 
+    On a GPU bf16 is for everything that is not trained, as transformers has it there; adapter and optimizer stay fp32.
+
     fp32 weights that would take more than half of the memory are stored in bf16 and still multiplied in fp32: exact
     for models whose files are bf16.
     """
     asked = spec.lora.precision
+    if spec.device == "cuda":
+        return plain(torch.float32 if asked == "fp32" else torch.bfloat16)
     if asked == "fp32" and not _is_large(spec, base):
         return plain(torch.float32)
     fits = spec.device == "cpu" and why_not_owned(read_raw_config(base)) is None
@@ -45,9 +49,20 @@ def base_numbers(spec: TrainingSpec, base: Path) -> Numbers:
     return FP32_OF_BF16 if _is_large(spec, base) else plain(torch.float32)
 
 
+def check_device(device: str) -> None:
+    """Raises InvalidRequest for a GPU that PyTorch cannot reach."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidRequest(
+            "This job is to train on an NVIDIA GPU, and the installed PyTorch reaches none. Install one with CUDA, or "
+            "start the server with SMEDJE_DEVICE=cpu.",
+            code="device_unavailable",
+        )
+
+
 def precision_of(decoder: CausalDecoder) -> str:
     """The name of what products of this decoder are computed in."""
-    return "bf16" if isinstance(decoder, Decoder) and decoder.numbers == BF16_PRODUCTS else "fp32"
+    bf16 = isinstance(decoder, Decoder) and decoder.numbers.products == torch.bfloat16
+    return "bf16" if bf16 else "fp32"
 
 
 def _is_large(spec: TrainingSpec, base: Path) -> bool:

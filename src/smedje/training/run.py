@@ -37,7 +37,7 @@ from smedje.training.checkpoint import load_latest_state
 from smedje.training.full import full_state, whole_decoder
 from smedje.training.loop import Job, Rows, State, StepRecord
 from smedje.training.optimizer import make_optimizer
-from smedje.training.precision import base_numbers, precision_of
+from smedje.training.precision import base_numbers, check_device, precision_of
 from smedje.training.resident import Resident, base_decoder, base_tokenizer
 from smedje.training.resolve import resolve_plan
 from smedje.training.spec import LoraSpec, TrainingSpec
@@ -52,6 +52,7 @@ def prepare(
 
     resident: what is in memory already; used where it is the very same.
     """
+    check_device(spec.device)
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
     base = Path(spec.base_folder)
@@ -66,8 +67,8 @@ def prepare(
     else:
         limit = spec.data.max_tokens
         numbers = base_numbers(spec, base)
-        if numbers == plain(torch.float32):
-            decoder = base_decoder(resident, base, dtype=torch.float32, device=spec.device, context_length=limit)
+        if numbers == plain(numbers.rows):
+            decoder = base_decoder(resident, base, dtype=numbers.rows, device=spec.device, context_length=limit)
         else:
             decoder = load_decoder(base, device=spec.device, context_length=limit, numbers=numbers)
     if spec.lora.recompute:
@@ -106,7 +107,7 @@ def _may_share(spec: TrainingSpec, state: State) -> bool:
     """Whether shared beginnings can be computed once without changing anything but rounding."""
     whole = all(window is None for window in state.decoder.shape.windows)
     same = spec.lora.dropout == 0 and spec.objective.neftune_alpha == 0
-    return spec.share_prefixes and same and whole and spec.device == "cpu"
+    return spec.share_prefixes and same and whole
 
 
 def _cores(spec: TrainingSpec, state: State) -> int:
