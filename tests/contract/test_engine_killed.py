@@ -1,11 +1,13 @@
 """kill -9 of an engine that answers many clients: each gets its answer or a clear invitation to try again."""
 
+import asyncio
 import threading
 import time
 
 import httpx2
 import psutil
 from tests.api_server import TINY, Server
+from tests.raw_streams import LETTERS, Ask, gauges, hear
 
 BODY = {"model": TINY, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 300, "temperature": 1}
 CLIENTS = 12
@@ -56,6 +58,23 @@ def test_every_client_is_answered_and_the_engine_comes_back(server: Server) -> N
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["error"]["code"] == "engine_gone"
     assert len(engines(server)) == 1
+
+
+def test_streams_end_with_an_error_that_says_to_try_again(server: Server) -> None:
+    """Streams that were being answered by a killed engine end with the code engine_gone and without `[DONE]`."""
+    server.post("/v1/chat/completions", {**BODY, "max_tokens": 2})
+    body = {**BODY, "max_tokens": 450, "stream": True, "logprobs": True, "logit_bias": LETTERS}
+
+    async def run() -> None:
+        asking = [asyncio.create_task(hear(Ask(url=server.url, key=server.key, body=body))) for _ in range(6)]
+        while gauges((await asyncio.to_thread(server.get, "/metrics")).text, "running") != [6]:
+            await asyncio.sleep(0.005)
+        for engine in engines(server):
+            engine.kill()
+        heard = await asyncio.gather(*asking)
+        assert {(one.error, one.whole, one.retryable) for one in heard} == {("engine_gone", False, True)}
+
+    asyncio.run(run())
 
 
 def test_the_official_client_retries_by_itself(server: Server) -> None:

@@ -9,6 +9,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from tests.api_server import TINY, Server, chat_lines
+from tests.raw_streams import gauges
 
 from smedje.store import usage as usage_rows
 
@@ -81,7 +82,7 @@ def wait_for_more(server: Server, before: int) -> int:
 
 
 def test_a_stream_that_is_closed_early_is_metered(server: Server) -> None:
-    """A client that leaves after a few chunks is metered for what was generated."""
+    """A client that leaves after a few chunks is metered for what was sent."""
     before = sum(completions_counted(server))
     stream = server.client().chat.completions.create(model=TINY, messages=QUESTION, max_tokens=400, seed=1, stream=True)
     with stream:
@@ -96,10 +97,13 @@ def test_a_plain_request_whose_client_hangs_up_is_not_generated_to_its_end(serve
     before = sum(completions_counted(server))
     body = json.dumps({"model": TINY, "messages": QUESTION, "max_tokens": 460, "n": 8, "seed": 3})
     host, port = server.url.removeprefix("http://").split(":")
+    [generated] = gauges(server.get("/metrics").text, "generated_tokens")
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {server.key}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall((head + body).encode())
+        while gauges(server.get("/metrics").text, "generated_tokens") < [generated + 40]:
+            pass  # it has begun to answer
     assert 0 < wait_for_more(server, before) < 8 * 460
 
 

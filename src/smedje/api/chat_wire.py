@@ -5,9 +5,9 @@ The body of a request is `api/chat_body.py`.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -15,15 +15,16 @@ from starlette.responses import Response
 
 from smedje.api.bodies import Absent
 from smedje.api.chat_body import ChatBody, to_request
-from smedje.api.sse import event_stream
+from smedje.api.sse import EventStream
 from smedje.api.state import Services
 from smedje.api.tool_body import ToolCallFunctionObject, ToolCallObject
 from smedje.domain.ids import COMPLETION, new_id
 from smedje.domain.projects import Principal
-from smedje.services.chat import ChatAnswer, ChatChoice, ChatDelta, ChatStream, ChatUsage
+from smedje.services.chat_stream import ChatAnswer, ChatChoice, ChatDelta, ChatStream, ChatUsage
 from smedje.services.chat_text import CallDelta, TokenText
 
 ONLY_TIER = "default"
+T = TypeVar("T")
 
 
 class TopLogprob(BaseModel):
@@ -142,26 +143,32 @@ def to_usage(usage: ChatUsage) -> UsageObject:
 
 async def answer(services: Services, caller: Principal, request: Request, body: ChatBody) -> Any:
     """The answer to a body: a whole completion, a stream of chunks, or nothing for a client that hung up."""
-    asked = to_request(body)
-    stream = await services.chat.open(caller, asked)
+    stream = await services.chat.prepare(caller, to_request(body))
+    begun = await unless_gone(request, stream.begin())
+    if begun is None:
+        return nobody_listens()
     if body.stream:
-        return event_stream(_chunks(stream, body))
-    whole = await unless_gone(request, stream)
-    # The client hung up: nobody reads this.
-    return Response(status_code=499) if whole is None else to_completion(whole, body)
+        return EventStream(_chunks(begun, body), begun.deltas)
+    whole = await unless_gone(request, begun.collect())
+    return nobody_listens() if whole is None else to_completion(whole, body)
 
 
-async def unless_gone(request: Request, stream: ChatStream) -> ChatAnswer | None:
-    """The whole answer, or None once the client has closed its connection, so that nobody generates for nobody."""
-    collecting = asyncio.create_task(stream.collect())
+def nobody_listens() -> Response:
+    """What is answered to a client that hung up."""
+    return Response(status_code=499)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work comes to, or None once the client has closed its connection: nobody generates for nobody."""
+    working = asyncio.create_task(work)
     watching = asyncio.create_task(_hung_up(request))
     try:
-        await asyncio.wait({collecting, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return collecting.result() if collecting.done() else None
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
     finally:
         watching.cancel()
-        collecting.cancel()
-        await asyncio.gather(watching, collecting, return_exceptions=True)
+        working.cancel()
+        await asyncio.gather(watching, working, return_exceptions=True)
 
 
 async def _hung_up(request: Request) -> None:

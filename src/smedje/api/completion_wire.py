@@ -7,18 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response
 
 from smedje.api.bodies import Body
 from smedje.api.chat_body import SEED_RANGE, LogitBias, Stops, StreamOptionsBody
-from smedje.api.chat_wire import UsageObject, shown, to_usage, unless_gone
-from smedje.api.sse import event_stream
+from smedje.api.chat_wire import UsageObject, nobody_listens, shown, to_usage, unless_gone
+from smedje.api.sse import EventStream
 from smedje.api.state import Services
 from smedje.domain.conversations import ChatRequest, Sampling
 from smedje.domain.ids import new_id
 from smedje.domain.projects import Principal
 from smedje.errors import InvalidRequest, UnsupportedField
-from smedje.services.chat import ChatStream
+from smedje.services.chat_stream import ChatStream
 from smedje.services.chat_text import TokenText
 
 PREFIX = "cmpl"
@@ -80,12 +79,15 @@ class Completion(BaseModel):
 
 async def answer(services: Services, caller: Principal, request: Request, body: CompletionBody) -> Any:
     """The answer to a body: a whole completion, a stream of chunks, or nothing for a client that hung up."""
-    stream = await services.chat.open(caller, to_request(body))
+    stream = await services.chat.prepare(caller, to_request(body))
+    begun = await unless_gone(request, stream.begin())
+    if begun is None:
+        return nobody_listens()
     if body.stream:
-        return event_stream(_chunks(stream, body))
-    whole = await unless_gone(request, stream)
+        return EventStream(_chunks(begun, body), begun.deltas)
+    whole = await unless_gone(request, begun.collect())
     if whole is None:
-        return Response(status_code=499)
+        return nobody_listens()
     choices = [
         ChoiceObject(
             index=choice.index,

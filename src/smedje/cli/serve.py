@@ -6,6 +6,7 @@ Knows sockets and when the server is ready; knows nothing of routes.
 import asyncio
 import errno
 import socket
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import uvicorn
 
 DEFAULT_PORT = 8321
+# An answer under way holds two: the client's connection and the engine's. Systems often allow 1024 unless asked.
+OPEN_FILES = 65_536
 
 
 def serve(
@@ -44,6 +47,7 @@ def serve(
             )
         note(f"warning: {host} can be reached from other machines; keys and data cross the network unencrypted")
     settings = load_settings()
+    allow_open_files()
     with listen(host, port) as listener:
         import uvicorn
 
@@ -56,6 +60,18 @@ def serve(
         )
         server = uvicorn.Server(config)
         asyncio.run(_serve(server, listener, as_json=as_json))
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit on open files, and that of the engines it starts, as far as the system lets it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

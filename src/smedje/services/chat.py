@@ -1,6 +1,6 @@
 """Chat completions: resolve the model, render the prompt, generate, make text of it, count. Async, for the API process.
 
-Knows tokens and text; knows nothing of wire shapes. A completion is a stream of deltas; the plain answer is their sum.
+Knows tokens and text; knows nothing of wire shapes.
 """
 
 import asyncio
@@ -28,7 +28,8 @@ from smedje.errors import InvalidRequest, NotFound, SmedjeError
 from smedje.modeling.folder import MANIFEST, installed_folder
 from smedje.services.admission import Admission, Admitted, ChatWork
 from smedje.services.catalog import ResolvedModel, resolve
-from smedje.services.chat_text import AnswerCalls, AnswerText, CallDelta, TokenText, joined
+from smedje.services.chat_stream import ChatDelta, ChatStream
+from smedje.services.chat_text import AnswerCalls, AnswerText
 from smedje.services.classifiers import LabelText, classifying, labels_of
 from smedje.services.context import Context
 from smedje.services.meters import Meters
@@ -41,87 +42,6 @@ KEPT_TOKENIZERS = 8
 QUEUED_DELTAS = 64
 
 log = structlog.get_logger("smedje.chat")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatUsage:
-    """Tokens of one request. completion_tokens: over all its choices. cached_tokens: prompt, not computed again."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = field(default=0, compare=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatDelta:
-    """More of one choice. finish: set on the choice's last delta. logprobs: of the tokens whose text is in it."""
-
-    index: int
-    text: str = ""
-    calls: tuple[CallDelta, ...] = ()
-    logprobs: tuple[TokenText, ...] = ()
-    finish: FinishReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatChoice:
-    """One whole answer."""
-
-    index: int
-    text: str
-    calls: tuple[CallDelta, ...]
-    logprobs: tuple[TokenText, ...]
-    finish: FinishReason
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatAnswer:
-    """All choices of one request and what they cost."""
-
-    choices: tuple[ChatChoice, ...]
-    usage: ChatUsage
-    fingerprint: str
-
-
-@dataclass(kw_only=True)
-class ChatStream:
-    """A request under way. deltas: of all choices as they come; close it to cancel.
-
-    counts: completion tokens by choice. cached: prompt tokens that were not computed again, by choice. fingerprint:
-    changes when the same seed may give another answer.
-    """
-
-    deltas: AsyncGenerator[ChatDelta, None]
-    prompt_tokens: int
-    counts: dict[int, int]
-    cached: dict[int, int]
-    fingerprint: str
-
-    @property
-    def usage(self) -> ChatUsage:
-        """Tokens so far; final once `deltas` has ended."""
-        return ChatUsage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=sum(self.counts.values()),
-            # The prompt is told once, so what was found by the choice that came first counts.
-            cached_tokens=min(self.cached.values(), default=0),
-        )
-
-    async def collect(self) -> ChatAnswer:
-        """The whole answer. Raises what the generation raises."""
-        choices: dict[int, ChatChoice] = {}
-        async with aclosing(self.deltas) as deltas:
-            async for delta in deltas:
-                known = choices.get(delta.index)
-                choices[delta.index] = ChatChoice(
-                    index=delta.index,
-                    text=(known.text if known else "") + delta.text,
-                    calls=joined(known.calls if known else (), delta.calls),
-                    logprobs=(known.logprobs if known else ()) + delta.logprobs,
-                    finish=delta.finish or FinishReason.STOP,
-                )
-        whole = tuple(choices[index] for index in sorted(choices))
-        return ChatAnswer(choices=whole, usage=self.usage, fingerprint=self.fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,22 +78,18 @@ class Chat:
         self._warming: set[asyncio.Task[None]] = set()
 
     async def open(self, caller: Principal, request: ChatRequest) -> ChatStream:
-        """A request under way, its first delta made, so that whatever is wrong with it is raised here.
+        """A request that has begun. Raises what `prepare` and the beginning raise."""
+        return await (await self.prepare(caller, request)).begin()
 
-        Raises NotFound for an unknown model, InvalidRequest for messages that the model cannot take, Unavailable when
-        the engine does not start.
+    async def prepare(self, caller: Principal, request: ChatRequest) -> ChatStream:
+        """A request that was let in; its `begin` is next, whatever happens, or what was taken for it is not given back.
+
+        Raises NotFound for an unknown model, InvalidRequest for messages that the model cannot take. `begin` raises
+        InvalidRequest for what the engine cannot take, Unavailable when the engine does not start.
         """
         prepared = await anyio.to_thread.run_sync(self._prepare, caller, request)
-        deltas = self._counted(caller, prepared)
-        try:
-            first = await anext(deltas)
-        except InvalidRequest as wrong:
-            if wrong.code != GRAMMAR_REFUSED:
-                raise
-            param = "tools" if request.answer_format is None else "response_format"
-            raise InvalidRequest(wrong.message, code=wrong.code, param=param) from wrong
         return ChatStream(
-            deltas=_with_first(first, deltas),
+            deltas=self._counted(caller, prepared),
             prompt_tokens=len(prepared.tokens),
             counts=prepared.counts,
             cached=prepared.cached,
@@ -249,12 +165,26 @@ class Chat:
             return self._tokenizers[key]
 
     async def _counted(self, caller: Principal, prepared: _Prepared) -> AsyncGenerator[ChatDelta, None]:
-        """The deltas of all choices; what was generated is counted even if the caller stops listening."""
-        begun = self._ctx.now()
+        """The deltas of all choices, the first one twice: once for `begin`, which only looks, once to be sent.
+
+        What is handed out to be sent is counted, even if the caller stops listening; what still waits here is not.
+        """
+        begun, looked = self._ctx.now(), False
         try:
             async with aclosing(self._merged(prepared)) as deltas:
                 async for delta in deltas:
+                    if not looked:
+                        looked = True
+                        yield delta
+                    # Deltas that wait come without a pause: let the loop see first whether the client has gone.
+                    await asyncio.sleep(0)
+                    prepared.counts[delta.index] = delta.tokens
                     yield delta
+        except InvalidRequest as wrong:
+            if wrong.code != GRAMMAR_REFUSED:
+                raise
+            param = "tools" if prepared.request.answer_format is None else "response_format"
+            raise InvalidRequest(wrong.message, code=wrong.code, param=param) from wrong
         finally:
             record = UsageRecord(
                 id=new_id(USAGE),
@@ -339,7 +269,7 @@ class Chat:
         else:
             chunks = self._pool.generate(base, prepared.folder, generation)
         assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
-        last, first = time.perf_counter(), True
+        last, first, count = time.perf_counter(), True, 0
         async with aclosing(chunks):
             async for chunk in chunks:
                 now = time.perf_counter()
@@ -348,11 +278,11 @@ class Chat:
                 else:
                     self.meters.more_tokens(base, len(chunk.tokens), now - last)
                 last, first = now, False
-                prepared.counts[index] = prepared.counts.get(index, 0) + len(chunk.tokens)
+                count += len(chunk.tokens)
                 piece, logprobs = text.feed(chunk.tokens, chunk.logprobs)
                 finish = chunk.finish
                 if finish is not None and chunk.usage is not None:
-                    prepared.counts[index] = chunk.usage.completion_tokens
+                    count = chunk.usage.completion_tokens
                     prepared.cached[index] = chunk.usage.cached_tokens
                 if finish is not None and not text.stopped:
                     rest, more = text.finish()
@@ -363,7 +293,10 @@ class Chat:
                 if finish is FinishReason.STOP and calls.any:
                     finish = FinishReason.TOOL_CALLS
                 if piece or called or logprobs or finish is not None:
-                    yield ChatDelta(index=index, text=piece, calls=called, logprobs=logprobs, finish=finish)
+                    sent = count - text.held if finish is None else count
+                    yield ChatDelta(
+                        index=index, tokens=sent, text=piece, calls=called, logprobs=logprobs, finish=finish
+                    )
                 if finish is not None:
                     return
 
@@ -387,10 +320,3 @@ def _fingerprint(folder: Path, adapter_key: str | None) -> str:
 def _shifted(seed: int, index: int) -> int:
     """seed + index, within 64 bits signed."""
     return (seed + index + 2**63) % 2**64 - 2**63
-
-
-async def _with_first(first: ChatDelta, rest: AsyncGenerator[ChatDelta, None]) -> AsyncGenerator[ChatDelta, None]:
-    async with aclosing(rest):
-        yield first
-        async for delta in rest:
-            yield delta

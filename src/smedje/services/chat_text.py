@@ -47,7 +47,7 @@ class AnswerText:
         self._stops = StopStrings(stop)
         self._decoded = 0
         self._released = 0
-        self._waiting: list[tuple[int, TokenText]] = []
+        self._waiting: list[tuple[int, TokenText | None]] = []
         self._anchor = tokenizer.encode("a")[-1:]
 
     @property
@@ -55,12 +55,16 @@ class AnswerText:
         """Whether a stop string has ended the answer."""
         return self._stops.stopped
 
+    @property
+    def held(self) -> int:
+        """Tokens fed of whose text nothing has been let through yet."""
+        return len(self._waiting)
+
     def feed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] | None) -> tuple[str, tuple[TokenText, ...]]:
         """The text that these tokens make certain, and the log probabilities of the tokens that it begins."""
         text = ""
         for place, token in enumerate(tokens):
-            if logprobs is not None:
-                self._waiting.append((self._decoded, self._told(logprobs[place])))
+            self._waiting.append((self._decoded, None if logprobs is None else self._told(logprobs[place])))
             text += self._let_through(self._decoder.feed([token]))
             if self.stopped:
                 break
@@ -72,7 +76,7 @@ class AnswerText:
         if self.stopped:
             return text, self._begun()
         text += self._stops.finish()
-        rest = tuple(told for _, told in self._waiting)
+        rest = tuple(told for _, told in self._waiting if told is not None)
         self._waiting.clear()
         return text, rest
 
@@ -83,10 +87,10 @@ class AnswerText:
         return text
 
     def _begun(self) -> tuple[TokenText, ...]:
-        """Log probabilities of waiting tokens whose first character has been let through."""
+        """Waiting tokens whose first character has been let through wait no more; their log probabilities."""
         count = sum(start < self._released for start, _ in self._waiting)
         begun, self._waiting = self._waiting[:count], self._waiting[count:]
-        return tuple(told for _, told in begun)
+        return tuple(told for _, told in begun if told is not None)
 
     def _told(self, found: TokenLogprob) -> TokenText:
         return TokenText(

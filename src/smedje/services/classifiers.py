@@ -53,6 +53,7 @@ class LabelText:
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
         self.stopped = False
+        self.held = 0
 
     def feed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] | None) -> tuple[str, tuple[TokenText, ...]]:
         """The label, and its log probability with those of the likeliest ones."""
