@@ -6,6 +6,7 @@ The prediction itself is made in `prediction`; what came of it is told by `compa
 from smedje.domain.ids import JOB, new_id
 from smedje.domain.jobs import FineTuningJob, JobStatus
 from smedje.domain.projects import Project
+from smedje.objects.machine import usable_cores
 from smedje.services.catalog import resolve_origin
 from smedje.services.context import Context
 from smedje.services.finetuning import check_draft
@@ -30,6 +31,6 @@ def estimate(ctx: Context, project: Project, draft: JobDraft) -> Estimate:
     job = FineTuningJob(
         id=new_id(JOB), project_id=project.id, request=request, status=JobStatus.VALIDATING_FILES, created_at=now
     )
-    spec = build_spec(ctx, job, origin, threads=1, earlier_runs=())
+    spec = build_spec(ctx, job, origin, threads=usable_cores(), earlier_runs=())
     counted = count_files(ctx, job)
     return predict(ctx, project.id, spec, counted["training_file"].rows, held_out=held_out_rows(counted))

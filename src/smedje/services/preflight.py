@@ -18,7 +18,7 @@ from smedje.domain.jobs import FineTuningJob, JobError
 from smedje.errors import InvalidData, NotFound, SmedjeError
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
 from smedje.modeling.folder import installed_folder
-from smedje.objects.machine import usable_cores, usable_memory
+from smedje.objects.machine import training_memory, usable_cores
 from smedje.services.context import Context
 from smedje.services.prediction import Estimate, predict, predicted_memory, prediction_key, propose
 from smedje.services.training_spec import Origin, build_spec, max_tokens
@@ -109,7 +109,7 @@ def _guess(ctx: Context, job: FineTuningJob, spec: TrainingSpec, counted: Mappin
 
 def _memory(ctx: Context, spec: TrainingSpec, rows: RowCounts | None = None) -> Checked | JobError:
     need = predicted_memory(spec, rows)
-    total = usable_memory()
+    total = training_memory(spec.device)
     if need > total:
         return JobError(
             code="insufficient_memory",
