@@ -80,7 +80,8 @@ def search(text: str, *, family: str | None = None, method: str | None = None) -
 def resolve(ctx: Context, project_id: str, name: str) -> ResolvedModel:
     """What a caller means by `model`: a deployment's, fine-tuned model's, checkpoint's or base model's name.
 
-    A deployment with a canary gives it for its share of the calls, drawn anew each time. Raises NotFound (`model_not_found`, `model_not_installed`): a foreign name looks exactly like an unknown one.
+    A deployment with a canary gives it for its share of the calls, drawn anew each time.
+    Raises NotFound (`model_not_found`, `model_not_installed`): a foreign name looks exactly like an unknown one.
     """
     with ctx.database.transaction() as tx:
         deployment = None if name.startswith("ft:") else deployment_rows.get_deployment(tx, project_id, name)

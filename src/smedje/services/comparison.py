@@ -21,8 +21,8 @@ class Comparison:
     """What was predicted and what a job took; null where it is not known (yet).
 
     predicted: the estimate that was made when the job was checked. trained_tokens: of the job. seconds: of the worker
-    with its start, all attempts of the job that ended with a result. memory_bytes: its peak. time_ratio, memory_ratio: actual over
-    predicted. within: whether `seconds` lies in the error bar. summary: the same in words.
+    with its start, all attempts of the job that ended with a result. memory_bytes: its peak. time_ratio, memory_ratio:
+    actual over predicted. within: whether `seconds` lies in the error bar. summary: the same in words.
     """
 
     job_id: str
