@@ -9,9 +9,9 @@ import pytest
 
 from smedje.cli.doctor import disk_row, home_row, models_row, python_row, sqlite_row
 from smedje.cli.machine import look
-from smedje.objects.machine import memory_limit, usable_cores
 from smedje.cli.main import run
 from smedje.modeling.folder import MANIFEST, write_manifest
+from smedje.objects.machine import memory_limit, usable_cores
 
 
 def test_a_fit_machine_passes(

@@ -305,7 +305,10 @@ def test_deployments_change_and_go(database: Database) -> None:
         deployments.save_deployment(tx, moved, was=1, now=7)
         with pytest.raises(Conflict):
             deployments.save_deployment(tx, moved, was=1, now=8)
-        assert [(r.number, r.model) for r in deployments.list_revisions(tx, first.id)] == [(2, "ft:x"), (1, first.model)]
+        assert [(r.number, r.model) for r in deployments.list_revisions(tx, first.id)] == [
+            (2, "ft:x"),
+            (1, first.model),
+        ]
         assert deployments.list_deployments(tx, project.id) == [second, moved]
         assert deployments.list_deployments(tx, project.id, model="ft:x") == [moved]
         assert deployments.list_deployments(tx, foreign.id) == []

@@ -130,8 +130,8 @@ def key(
     say("the secret is shown this once; the slot's old key has ended")
 
 
-@app.command()
-def test(
+@app.command("test")
+def try_once(
     name: Name,
     message: Annotated[str, typer.Option("--message", help="What to ask.")] = "Hello",
     as_json: JsonFlag = False,

@@ -19,7 +19,8 @@ Text = Annotated[str | None, Field(max_length=4096)]
 
 
 class HubBody(Body):
-    """A new hub. location: where its jobs run; this server's own when left out. ai_services, search: names of connections; leave them out to skip."""
+    """A new hub. location: where its jobs run; this server's own when left out. ai_services, search: names of
+    connections; leave them out to skip."""
 
     name: Name
     location: Name | None = None
