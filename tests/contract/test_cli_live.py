@@ -256,7 +256,7 @@ def test_deploy_ask_and_take_down(smedje: Terminal, monkeypatch: pytest.MonkeyPa
     """A base model under a name of one's own answers, streamed and whole; the name is free again afterwards."""
     assert smedje.json("deployments", "create", "mine", "--model", TINY)["status"] == "ready"
     assert "mine" in smedje("deployments", "list")
-    assert smedje("deployments", "get", "mine").startswith("name     mine")
+    assert smedje("deployments", "get", "mine").startswith("name      mine")
     words = ["chat", "hello", "--model", "mine", "--max-tokens", "4", "--temperature", "0"]
     whole = smedje.json(*words)
     assert whole["usage"]["completion_tokens"] <= 4

@@ -131,10 +131,12 @@ def lease_lost(job_id: str) -> Conflict:
 
 def to_job(row: Row[Any]) -> FineTuningJob:
     """A row of the table `jobs` as a job."""
+    # JSON has no tuples; a job that comes back equals the one that was kept.
+    integrations = tuple(row.request.get("integrations", ()))
     return FineTuningJob(
         id=row.id,
         project_id=row.project_id,
-        request=JobRequest(**row.request, metadata=row.metadata),
+        request=JobRequest(**{**row.request, "integrations": integrations, "metadata": row.metadata}),
         status=JobStatus(row.status),
         created_at=row.created_at,
         resolved=row.resolved,
