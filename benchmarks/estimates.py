@@ -176,7 +176,7 @@ def errors_of(table: list[dict[str, Any]]) -> dict[str, Any]:
 
 def refusal(place: Place) -> dict[str, Any]:
     """A job whose one stream needs a little more than the machine has: refused, then run as proposed, in half."""
-    rows = round(0.98 * usable_memory() / TOKEN_BYTES) // 1000
+    rows = round(1.12 * usable_memory() / TOKEN_BYTES) // 1000
     # The stream holds all rows of the step, but not twice as many: half of it leaves the machine some room.
     stream = min(MOST_STREAM, round(1.3 * rows * ROW_TOKENS))
     asked = Asked(model=LARGE, rows=rows, words=(800, 40), batch=rows, micro_batch_tokens=stream)
