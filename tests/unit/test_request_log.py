@@ -1,6 +1,9 @@
 """The request log: what changes something or fails stands out, what only looks is detail."""
 
+from collections.abc import Iterator
+
 import pytest
+import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,6 +13,15 @@ from structlog.testing import capture_logs
 
 from smedje.api.middleware import Edge
 from smedje.services.meters import Meters
+
+
+@pytest.fixture(autouse=True)
+def every_line() -> Iterator[None]:
+    """Logging as it comes, whatever level another test left behind."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**before)
 
 
 async def answer(request: Request) -> Response:
