@@ -6,6 +6,7 @@ docs/openapi.json, and commit it with the change.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def test_every_route_is_documented(server: Server) -> None:
         if method != "HEAD"
     ]
     assert not [route for route in routes if f"`{route}`" not in text]
+
+
+def test_every_route_that_a_page_names_exists(server: Server) -> None:
+    """`METHOD /path` in the README or a page is a route, perhaps with a real name in place of a braced one."""
+    routes = [
+        re.compile(f"{method} " + re.sub(r"{[^}]+}", "[^/]+", found.path))
+        for found in iter_route_contexts(make_app(server.ctx).routes)
+        for method in found.methods or ()
+    ]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = {
+        (page.name, route)
+        for page in pages
+        for route in re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE)\s/[^`?\s]*)", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 100
+    assert not [one for one in named if not any(route.fullmatch(one[1].replace("\n", " ")) for route in routes)]
 
 
 @pytest.mark.parametrize(
