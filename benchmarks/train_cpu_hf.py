@@ -8,21 +8,9 @@ import time
 from pathlib import Path
 
 import torch
+from _rows import padded
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-
-
-def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """One batch, padded on the right."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        size = len(row["input_ids"])
-        ids[number, :size] = torch.tensor(row["input_ids"])
-        labels[number, :size] = torch.tensor(row["labels"])
-        mask[number, :size] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def main() -> None:

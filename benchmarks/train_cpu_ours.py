@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
+from _rows import dataset_of
 
-from smedje.data.encode import EncodedDataset
 from smedje.modeling.adapter import save_adapter
 from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
@@ -22,18 +22,6 @@ from smedje.training.spec import ObjectiveSpec, OptimizerSpec, ScheduleSpec, Wat
 
 RANK = 16
 STREAM_TOKENS = 4096
-
-
-def dataset_of(rows: list[dict[str, list[int]]]) -> EncodedDataset:
-    """Rows of ids and labels as the product keeps them."""
-    found = EncodedDataset()
-    for line, row in enumerate(rows, start=1):
-        found.tokens.extend(row["input_ids"])
-        found.weights.extend(0.0 if label < 0 else 1.0 for label in row["labels"])
-        found.offsets.append(len(found.tokens))
-        found.lines.append(line)
-        found.groups.append(line)
-    return found
 
 
 def gigaflop_per_token(decoder: Decoder, rows: list[dict[str, list[int]]]) -> float:

@@ -6,23 +6,16 @@ import time
 from pathlib import Path
 
 import torch
+from _rows import padded
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 
-def padded(rows: list[dict[str, list[int]]], device: str) -> dict[str, torch.Tensor]:
-    """One batch, padded on the right; without a mask where no row is shorter, so that causal kernels serve."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        size = len(row["input_ids"])
-        ids[number, :size] = torch.tensor(row["input_ids"])
-        labels[number, :size] = torch.tensor(row["labels"])
-        mask[number, :size] = 1
-    batch = {"input_ids": ids, "labels": labels}
-    if not bool(mask.all()):
-        batch["attention_mask"] = mask
+def batch_of(rows: list[dict[str, list[int]]], device: str) -> dict[str, torch.Tensor]:
+    """One padded batch on the device; without a mask where no row is shorter, so that causal kernels serve."""
+    batch = padded(rows)
+    if bool(batch["attention_mask"].all()):
+        del batch["attention_mask"]
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -36,7 +29,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=device == "cuda")
     seconds, losses, tokens = [], [], []
     for rows in json.loads((work / "steps.json").read_text()):
-        batch = padded(rows, device)
+        batch = batch_of(rows, device)
         began = time.perf_counter()
         loss = model(**batch).loss
         loss.backward()

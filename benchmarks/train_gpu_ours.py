@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _rows import dataset_of
 from torch import Tensor
 
-from smedje.data.encode import EncodedDataset
 from smedje.modeling.adapter import load_adapter
 from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import TrainableLora
@@ -19,18 +19,6 @@ from smedje.training.objectives import supervised, to_tensors
 from smedje.training.optimizer import make_optimizer
 from smedje.training.resolve import Plan
 from smedje.training.spec import ObjectiveSpec, OptimizerSpec, ScheduleSpec, WatchSpec
-
-
-def dataset_of(rows: list[dict[str, list[int]]]) -> EncodedDataset:
-    """Rows of ids and labels as the product keeps them."""
-    found = EncodedDataset()
-    for line, row in enumerate(rows, start=1):
-        found.tokens.extend(row["input_ids"])
-        found.weights.extend(0.0 if label < 0 else 1.0 for label in row["labels"])
-        found.offsets.append(len(found.tokens))
-        found.lines.append(line)
-        found.groups.append(line)
-    return found
 
 
 def adapted(folder: Path, adapter: Path, device: str, dtype: torch.dtype) -> tuple[CausalDecoder, TrainableLora]:
