@@ -54,15 +54,11 @@ class MessageBody(Body):
     audio: Any = None
 
 
-class ChatBody(Body):
-    """The body of a chat completion."""
-
-    wire_name: ClassVar[str] = "chat"
+class SamplingBody(Body):
+    """What the bodies of chat and of plain completions have in common: who answers, how its tokens are drawn, and how
+    the answer is sent."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_MESSAGES)]
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     top_p: Annotated[float | None, Field(ge=0, le=1)] = None
     n: Annotated[int | None, Field(ge=1, le=128)] = None
@@ -70,11 +66,26 @@ class ChatBody(Body):
     seed: Annotated[int | None, Field(ge=-SEED_RANGE, lt=SEED_RANGE)] = None
     stream: bool | None = None
     stream_options: StreamOptionsBody | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     logit_bias: LogitBias | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with a chunk that carries the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatBody(SamplingBody):
+    """The body of a chat completion."""
+
+    wire_name: ClassVar[str] = "chat"
+
+    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     response_format: ResponseFormatBody | None = None
     tools: Annotated[list[dict[str, Any]] | None, Field(max_length=128)] = None
     tool_choice: str | dict[str, Any] | None = None
@@ -82,26 +93,31 @@ class ChatBody(Body):
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
 
-def to_request(body: ChatBody) -> ChatRequest:
-    """The request behind a body. Raises InvalidRequest or UnsupportedField naming the field."""
+def to_sampling(body: SamplingBody, *, top_logprobs: int | None) -> Sampling:
+    """How a body wants tokens drawn. Raises InvalidRequest for `stream_options` without `stream`."""
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(
             "stream_options is only allowed when stream is true.", code="invalid_value", param="stream_options"
         )
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=body.seed,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        top_logprobs=top_logprobs,
+        logit_bias=tuple((body.logit_bias or {}).items()),
+    )
+
+
+def to_request(body: ChatBody) -> ChatRequest:
+    """The request behind a body. Raises InvalidRequest or UnsupportedField naming the field."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true.", code="invalid_value", param="top_logprobs")
     return ChatRequest(
         model=body.model,
         messages=_messages(body.messages),
-        sampling=Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            logit_bias=tuple((body.logit_bias or {}).items()),
-        ),
+        sampling=to_sampling(body, top_logprobs=(body.top_logprobs or 0) if body.logprobs else None),
         max_tokens=_max_tokens(body),
         stop=tuple(body.stop or ()),
         n=body.n or 1,

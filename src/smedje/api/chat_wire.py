@@ -185,9 +185,8 @@ async def _chunks(stream: ChatStream, body: ChatBody) -> AsyncGenerator[dict[str
         "system_fingerprint": stream.fingerprint,
         **({} if body.service_tier is None else {"service_tier": ONLY_TIER}),
     }
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
     # With include_usage every chunk but the last carries a null usage, as OpenAI documents.
-    tail: dict[str, Any] = {"usage": None} if with_usage else {}
+    tail: dict[str, Any] = {"usage": None} if body.with_usage else {}
     async with aclosing(stream.deltas) as deltas:
         for index in range(body.n or 1):
             first = {"role": "assistant", "content": "", "refusal": None}
@@ -195,7 +194,7 @@ async def _chunks(stream: ChatStream, body: ChatBody) -> AsyncGenerator[dict[str
         async for delta in deltas:
             for choice in _choices(delta, with_logprobs=bool(body.logprobs)):
                 yield {**frame, "choices": [choice], **tail}
-    if with_usage:
+    if body.with_usage:
         yield {**frame, "choices": [], "usage": to_usage(stream.usage).model_dump()}
 
 

@@ -8,15 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from smedje.api.bodies import Body
-from smedje.api.chat_body import SEED_RANGE, LogitBias, Stops, StreamOptionsBody
+from smedje.api.chat_body import SamplingBody, to_sampling
 from smedje.api.chat_wire import UsageObject, nobody_listens, shown, to_usage, unless_gone
 from smedje.api.sse import EventStream
 from smedje.api.state import Services
-from smedje.domain.conversations import ChatRequest, Sampling
+from smedje.domain.conversations import ChatRequest
 from smedje.domain.ids import new_id
 from smedje.domain.projects import Principal
-from smedje.errors import InvalidRequest, UnsupportedField
+from smedje.errors import UnsupportedField
 from smedje.services.chat_stream import ChatStream
 from smedje.services.chat_text import TokenText
 
@@ -26,25 +25,14 @@ DEFAULT_TOKENS = 16
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class CompletionBody(Body):
+class CompletionBody(SamplingBody):
     """The body of a plain completion. prompt: one text or one list of token ids; a list of one text counts as it."""
 
     wire_name: ClassVar[str] = "completion"
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: str | TokenIds | list[str]
     max_tokens: Annotated[int | None, Field(ge=1)] = DEFAULT_TOKENS
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    n: Annotated[int | None, Field(ge=1, le=128)] = None
-    stop: Stops = None
-    seed: Annotated[int | None, Field(ge=-SEED_RANGE, lt=SEED_RANGE)] = None
-    stream: bool | None = None
-    stream_options: StreamOptionsBody | None = None
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
-    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    logit_bias: LogitBias | None = None
 
 
 class LogprobsObject(BaseModel):
@@ -109,23 +97,11 @@ async def answer(services: Services, caller: Principal, request: Request, body: 
 
 def to_request(body: CompletionBody) -> ChatRequest:
     """The request behind a body. Raises InvalidRequest or UnsupportedField naming the field."""
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest(
-            "stream_options is only allowed when stream is true.", code="invalid_value", param="stream_options"
-        )
     return ChatRequest(
         model=body.model,
         messages=(),
         prompt=_prompt(body.prompt),
-        sampling=Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            top_logprobs=body.logprobs,
-            logit_bias=tuple((body.logit_bias or {}).items()),
-        ),
+        sampling=to_sampling(body, top_logprobs=body.logprobs),
         max_tokens=DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens,
         stop=tuple(body.stop or ()),
         n=body.n or 1,
@@ -153,8 +129,7 @@ async def _chunks(stream: ChatStream, body: CompletionBody) -> AsyncGenerator[di
         "model": body.model,
         "system_fingerprint": stream.fingerprint,
     }
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    tail: dict[str, Any] = {"usage": None} if with_usage else {}
+    tail: dict[str, Any] = {"usage": None} if body.with_usage else {}
     told: dict[int, int] = {}
     async with aclosing(stream.deltas) as deltas:
         async for delta in deltas:
@@ -167,7 +142,7 @@ async def _chunks(stream: ChatStream, body: CompletionBody) -> AsyncGenerator[di
                 "finish_reason": None if delta.finish is None else delta.finish.value,
             }
             yield {**frame, "choices": [choice], **tail}
-    if with_usage:
+    if body.with_usage:
         yield {**frame, "choices": [], "usage": to_usage(stream.usage).model_dump()}
 
 

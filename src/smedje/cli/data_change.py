@@ -13,20 +13,33 @@ from smedje.errors import InvalidRequest, NotFound
 if TYPE_CHECKING:
     from smedje.data.repair import Beside
 
+# Options that mean the same here and on the server (files_change.py).
 Seed = Annotated[int, typer.Option("--seed", help="Decides what is chosen; the same seed chooses the same.")]
+Steps = Annotated[
+    list[str] | None, typer.Option("--step", help="A repair step, such as drop_duplicates; repeat for more.")
+]
+Advised = Annotated[bool, typer.Option("--advised", help="Every step that the file's report speaks for.")]
+LimitModel = Annotated[str | None, typer.Option("--model", help="Of drop_too_long: an installed base model.")]
+Shares = Annotated[str, typer.Option("--shares", help="Percentages: 80/20 or 80/10/10.")]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="auto, chat, preference, chatgpt, sharegpt, alpaca, prompt-completion or columns."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="ROLE=NAME", help="user=, assistant=, system= or messages= a column."),
+]
 
 
 def repair(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON Lines file; it stays as it is.")],
     out: Annotated[Path, typer.Option("--out", metavar="NEW", help="The file to write.")],
-    step: Annotated[
-        list[str] | None, typer.Option("--step", help="A repair step, such as drop_duplicates; repeat for more.")
-    ] = None,
-    advised: Annotated[bool, typer.Option("--advised", help="Every step that the file's report speaks for.")] = False,
+    step: Steps = None,
+    advised: Advised = False,
     against: Annotated[
         Path | None, typer.Option("--against", metavar="OTHER", help="Of drop_leaks: the file to compare with.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Of drop_too_long: an installed base model.")] = None,
+    model: LimitModel = None,
     seed: Seed = 0,
     diff: Annotated[bool, typer.Option("--diff", help="Print each changed line before and after.")] = False,
     as_json: JsonFlag = False,
@@ -89,16 +102,8 @@ def import_rows(
         typer.Argument(metavar="SOURCE", help="A .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="NEW", help="The chat JSON Lines file to write.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", help="auto, chat, preference, chatgpt, sharegpt, alpaca, prompt-completion or columns."
-        ),
-    ] = "auto",
-    column: Annotated[
-        list[str] | None,
-        typer.Option("--column", metavar="ROLE=NAME", help="user=, assistant=, system= or messages= a column."),
-    ] = None,
+    form: Format = "auto",
+    column: Columns = None,
     only_split: Annotated[
         str | None, typer.Option("--split", help="Of a dataset folder: train, validation or test.")
     ] = None,
@@ -150,7 +155,7 @@ def named_columns(given: list[str]) -> dict[str, str]:
 def split(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON Lines file; it stays as it is.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where train, validation and test are written.")],
-    shares: Annotated[str, typer.Option("--shares", help="Percentages: 80/20 or 80/10/10.")] = "80/20",
+    shares: Shares = "80/20",
     seed: Seed = 0,
     as_json: JsonFlag = False,
 ) -> None:

@@ -9,25 +9,33 @@ from typing import Annotated, Any
 
 import typer
 
-from smedje.cli.data_change import named_columns, print_account, print_diff
+from smedje.cli.data_change import (
+    Advised,
+    Columns,
+    Format,
+    LimitModel,
+    Seed,
+    Shares,
+    Steps,
+    named_columns,
+    print_account,
+    print_diff,
+)
 from smedje.cli.output import JsonFlag, note, print_fields, print_json, print_table, say, when
 from smedje.errors import InvalidRequest, NotFound
 
 FileId = Annotated[str, typer.Argument(metavar="FILE_ID", help="The file's id: file-...")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides what is chosen; the same seed chooses the same.")]
 URLS = ("https://", "http://")
 
 
 def repair(
     file_id: FileId,
-    step: Annotated[
-        list[str] | None, typer.Option("--step", help="A repair step, such as drop_duplicates; repeat for more.")
-    ] = None,
-    advised: Annotated[bool, typer.Option("--advised", help="Every step that the file's report speaks for.")] = False,
+    step: Steps = None,
+    advised: Advised = False,
     against: Annotated[
         str | None, typer.Option("--against", metavar="FILE_ID", help="Of drop_leaks: the file to compare with.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Of drop_too_long: an installed base model.")] = None,
+    model: LimitModel = None,
     seed: Seed = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -38,7 +46,7 @@ def repair(
 
 def split(
     file_id: FileId,
-    shares: Annotated[str, typer.Option("--shares", help="Percentages: 80/20 or 80/10/10.")] = "80/20",
+    shares: Shares = "80/20",
     seed: Seed = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -58,16 +66,8 @@ def import_file(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A path, uploaded first; a file id; or a URL, if allowed.")
     ],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", help="auto, chat, preference, chatgpt, sharegpt, alpaca, prompt-completion or columns."
-        ),
-    ] = "auto",
-    column: Annotated[
-        list[str] | None,
-        typer.Option("--column", metavar="ROLE=NAME", help="user=, assistant=, system= or messages= a column."),
-    ] = None,
+    form: Format = "auto",
+    column: Columns = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the new file.")] = None,
     as_json: JsonFlag = False,
 ) -> None:

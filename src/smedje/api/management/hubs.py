@@ -18,32 +18,30 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str | None, Field(max_length=4096)]
 
 
-class HubBody(Body):
+class HubWords(Body):
+    """What is said of a hub, and may be changed."""
+
+    display_name: Text = None
+    description: Text = None
+    subscription: Text = None
+    resource_group: Text = None
+    ai_services: Text = None
+    search: Text = None
+    tags: dict[str, str] | None = None
+
+
+class HubBody(HubWords):
     """A new hub. location: where its jobs run; this server's own when left out. ai_services, search: names of
     connections; leave them out to skip."""
 
     name: Name
     location: Name | None = None
-    display_name: Text = None
-    description: Text = None
-    subscription: Text = None
-    resource_group: Text = None
-    ai_services: Text = None
-    search: Text = None
-    tags: dict[str, str] | None = None
 
 
-class HubUpdate(Body):
+class HubUpdate(HubWords):
     """A hub's change: what is left out stays. archived: whether it takes no new projects."""
 
     archived: bool | None = None
-    display_name: Text = None
-    description: Text = None
-    subscription: Text = None
-    resource_group: Text = None
-    ai_services: Text = None
-    search: Text = None
-    tags: dict[str, str] | None = None
 
 
 class HubObject(BaseModel):
@@ -84,7 +82,7 @@ def to_object(hub: Hub) -> HubObject:
     return HubObject.model_validate({name: value for name, value in vars(hub).items() if name != "deleted_at"})
 
 
-def to_form(body: HubBody | HubUpdate) -> service.HubForm:
+def to_form(body: HubWords) -> service.HubForm:
     """What the body says about a hub."""
     return service.HubForm(
         display_name=body.display_name,

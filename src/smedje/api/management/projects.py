@@ -20,23 +20,25 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str | None, Field(max_length=4096)]
 
 
-class ProjectBody(Body):
+class ProjectWords(Body):
+    """What is said of a project, and may be changed."""
+
+    display_name: Text = None
+    description: Text = None
+    tags: dict[str, str] | None = None
+
+
+class ProjectBody(ProjectWords):
     """A new project. hub: name or id; the caller's own when left out."""
 
     name: Name
     hub: Annotated[str | None, Field(max_length=256)] = None
-    display_name: Text = None
-    description: Text = None
-    tags: dict[str, str] | None = None
 
 
-class ProjectUpdate(Body):
+class ProjectUpdate(ProjectWords):
     """A project's change: what is left out stays. archived: whether it is read-only."""
 
     archived: bool | None = None
-    display_name: Text = None
-    description: Text = None
-    tags: dict[str, str] | None = None
 
 
 class ProjectObject(BaseModel):
@@ -73,7 +75,7 @@ def to_object(project: Project) -> ProjectObject:
     return ProjectObject.model_validate({name: value for name, value in vars(project).items() if name != "deleted_at"})
 
 
-def to_form(body: ProjectBody | ProjectUpdate) -> service.ProjectForm:
+def to_form(body: ProjectWords) -> service.ProjectForm:
     """What the body says about a project."""
     return service.ProjectForm(display_name=body.display_name, description=body.description, tags=body.tags)
 
