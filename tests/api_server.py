@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,16 @@ from smedje.store.database import Database
 __all__ = ["server"]
 
 TINY = "tiny-random"
+
+
+@dataclass
+class Clock:
+    """The server's time, which a test moves; the real time at first unless told otherwise."""
+
+    at: float = field(default_factory=time.time)
+
+    def __call__(self) -> float:
+        return self.at
 
 
 def install_tiny_model(home: Path, name: str = TINY) -> Path:
@@ -150,12 +161,10 @@ class Server:
         return self.client(key).files.create(file=(name, content), purpose="fine-tune").id
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of a module."""
-    home = tmp_path_factory.mktemp("home")
-    ctx = make_context(home)
-    made = projects.ensure_defaults(ctx, None, "local")
+@contextmanager
+def live_server(ctx: Context) -> Iterator[Server]:
+    """A server on this context, with the defaults of a first run; closed with its clients and its database."""
+    made = projects.ensure_defaults(ctx, None, ctx.location)
     assert made.new_secret is not None
     with serving(make_app(ctx)) as url:
         found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
@@ -163,3 +172,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for client in found.clients.values():
             client.close()
     ctx.database.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of a module."""
+    with live_server(make_context(tmp_path_factory.mktemp("home"))) as found:
+        yield found

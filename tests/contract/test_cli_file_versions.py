@@ -2,12 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pytest
 from tests.api_server import TINY, Server, chat_lines
-
-from smedje.cli.main import run
+from tests.cli_terminal import Terminal
 
 PRIVATE = json.dumps(
     {
@@ -17,32 +14,6 @@ PRIVATE = json.dumps(
         ]
     }
 ).encode()
-
-
-class Terminal:
-    """Runs commands as a user of one server would."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str, code: int = 0) -> str:
-        found = run(words)
-        out, err = self._capsys.readouterr()
-        assert found == code, err
-        return out
-
-    def json(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self(*words, "--json", code=code))
-
-
-@pytest.fixture
-def smedje(
-    server: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Terminal:
-    monkeypatch.setenv("SMEDJE_BASE_URL", server.url)
-    monkeypatch.setenv("SMEDJE_API_KEY", server.key)
-    monkeypatch.chdir(tmp_path)
-    return Terminal(capsys)
 
 
 def test_a_finding_is_mended_by_what_the_report_says_to_type(smedje: Terminal, tmp_path: Path) -> None:

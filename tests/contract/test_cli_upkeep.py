@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.api_server import TINY, Server, chat_lines, make_app, make_context, serving
+from tests.api_server import TINY, Server, chat_lines, live_server, make_context
 
 from smedje.cli.main import run
-from smedje.services import projects
 from smedje.services.outbound import Outbound
 
 Shell = Callable[..., str]
@@ -23,14 +22,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that may reach this machine."""
     here = Outbound(networks=(ipaddress.ip_network("127.0.0.1/32"),))
     ctx = replace(make_context(tmp_path_factory.mktemp("home")), outbound=here)
-    made = projects.ensure_defaults(ctx, None, "local")
-    assert made.new_secret is not None
-    with serving(make_app(ctx)) as url:
-        found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
+    with live_server(ctx) as found:
         yield found
-        for client in found.clients.values():
-            client.close()
-    ctx.database.close()
 
 
 @pytest.fixture

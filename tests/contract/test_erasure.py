@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api_server import TINY, Server, chat_lines, make_app, make_context, serving
+from tests.api_server import TINY, Clock, Server, chat_lines, live_server, make_context
 
 from smedje.domain.catalog import FineTunedModel
 from smedje.domain.ids import CHECKPOINT, RUN, new_id
@@ -30,32 +30,14 @@ CANARY = "zanzibar-canary-90210"
 DAY = 24 * 3600
 
 
-class Clock:
-    """The server's time, which a test moves."""
-
-    def __init__(self) -> None:
-        import time
-
-        self.at = time.time()
-
-    def __call__(self) -> float:
-        return self.at
-
-
 @pytest.fixture(params=["file", "memory"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server on a local disk, and one on a bucket, whose objects are cached in the state folder."""
     ctx = replace(make_context(tmp_path), now=Clock())
     if request.param == "memory":
         ctx = replace(ctx, objects=open_objects("memory:///"))
-    made = projects.ensure_defaults(ctx, None, "local")
-    assert made.new_secret is not None
-    with serving(make_app(ctx)) as url:
-        found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
+    with live_server(ctx) as found:
         yield found
-        for client in found.clients.values():
-            client.close()
-    ctx.database.close()
 
 
 def canary_lines(count: int = 12) -> bytes:

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.api_server import TINY, Server, chat_lines, make_app, make_context, serving
+from tests.api_server import TINY, Server, chat_lines, live_server, make_context
 
 from smedje.domain.jobs import JobStatus
 from smedje.domain.projects import Hub
-from smedje.services import projects
 from smedje.services.abilities import abilities, too_large
 from smedje.store import leases
 from smedje.store import projects as project_rows
@@ -19,14 +18,8 @@ from smedje.store import upkeep as rows
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that speaks for the location `here`."""
     ctx = replace(make_context(tmp_path_factory.mktemp("home")), location="here")
-    made = projects.ensure_defaults(ctx, None, ctx.location)
-    assert made.new_secret is not None
-    with serving(make_app(ctx)) as url:
-        found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
+    with live_server(ctx) as found:
         yield found
-        for client in found.clients.values():
-            client.close()
-    ctx.database.close()
 
 
 def elsewhere(server: Server, name: str, **changes: object) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from openai import OpenAI
-from tests.api_server import TINY, Server, chat_lines, make_app, make_context, serving
+from tests.api_server import TINY, Clock, Server, chat_lines, live_server, make_context
 
 from smedje.domain.ids import RUN, USAGE, new_id
 from smedje.domain.jobs import FineTuningJob, JobStatus, advance
@@ -13,7 +13,7 @@ from smedje.domain.prices import FREE
 from smedje.domain.runs import Outcome, Run, RunResult, RunState
 from smedje.domain.usage import UsageRecord
 from smedje.objects.run_folder import RunFolder
-from smedje.services import job_ends, projects
+from smedje.services import job_ends
 from smedje.services.upkeep import meter_storage
 from smedje.store import jobs as job_rows
 from smedje.store import runs as run_rows
@@ -23,29 +23,14 @@ HOUR, DAY = 3600, 86_400
 T0 = 1_600_000_000 - 1_600_000_000 % DAY
 
 
-class Clock:
-    """The server's time, which a test moves."""
-
-    at = float(T0)
-
-    def __call__(self) -> float:
-        return self.at
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server on the test's clock, with some usage."""
-    ctx = replace(make_context(tmp_path_factory.mktemp("home")), now=Clock())
-    made = projects.ensure_defaults(ctx, None, "local")
-    assert made.new_secret is not None
-    with serving(make_app(ctx)) as url:
-        found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
+    ctx = replace(make_context(tmp_path_factory.mktemp("home")), now=Clock(at=T0))
+    with live_server(ctx) as found:
         used(found, "a", hours=[0, 0, 1, 25], key="key_1")
         used(found, "b", hours=[2, 49], key="key_2")
         yield found
-        for client in found.clients.values():
-            client.close()
-    ctx.database.close()
 
 
 @pytest.fixture

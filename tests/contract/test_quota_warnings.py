@@ -5,14 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.api_server import TINY, Server, chat_lines, make_app, make_context, serving
+from tests.api_server import TINY, Clock, Server, chat_lines, live_server, make_context
 
 from smedje.domain.ids import USAGE, new_id
 from smedje.domain.jobs import JobStatus, advance
 from smedje.domain.runs import Run
 from smedje.domain.usage import UsageRecord
 from smedje.executors.local import LocalExecutor
-from smedje.services import projects
 from smedje.services.quotas import month_start
 from smedje.services.scheduler import Limits, Scheduler
 from smedje.store import jobs as job_rows
@@ -20,15 +19,6 @@ from smedje.store import runs as run_rows
 from smedje.store import usage as usage_rows
 
 T0 = 1_600_000_000
-
-
-class Clock:
-    """The server's time, which a test moves."""
-
-    at = float(T0)
-
-    def __call__(self) -> float:
-        return self.at
 
 
 class NothingStarts(LocalExecutor):
@@ -44,15 +34,9 @@ class NothingStarts(LocalExecutor):
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server on the test's clock."""
-    ctx = replace(make_context(tmp_path_factory.mktemp("home")), now=Clock())
-    made = projects.ensure_defaults(ctx, None, "local")
-    assert made.new_secret is not None
-    with serving(make_app(ctx)) as url:
-        found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
+    ctx = replace(make_context(tmp_path_factory.mktemp("home")), now=Clock(at=T0))
+    with live_server(ctx) as found:
         yield found
-        for client in found.clients.values():
-            client.close()
-    ctx.database.close()
 
 
 def limit(server: Server, name: str, value: int, **more: object) -> dict[str, Any]:

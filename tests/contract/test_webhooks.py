@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import openai
 import pytest
-from tests.api_server import TINY, Server, chat_lines, make_app, make_context, serving
+from tests.api_server import TINY, Clock, Server, chat_lines, live_server, make_context
 
 from smedje.domain.jobs import JobStatus, advance
 from smedje.domain.webhooks import EventType
-from smedje.services import projects
 from smedje.services.context import Context
 from smedje.services.deliveries import DISABLE_AFTER_SECONDS, HOLD_SECONDS, WAITS, deliver_due
 from smedje.services.job_ends import moved
@@ -39,16 +38,6 @@ class Receiver:
     def url(self) -> str:
         """Its address."""
         return f"http://127.0.0.1:{self.port}/hook"
-
-
-@dataclass
-class Clock:
-    """The server's time, which a test moves."""
-
-    at: float
-
-    def __call__(self) -> float:
-        return self.at
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -81,7 +70,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture(scope="module")
 def clock() -> Clock:
     """A clock that begins at the real time, because clients compare."""
-    return Clock(at=time.time())
+    return Clock()
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +79,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, clock: Clock) -> Iterator[S
     ctx = make_context(tmp_path_factory.mktemp("home"))
     here = Outbound(networks=(ipaddress.ip_network("127.0.0.1/32"),))
     ctx = replace(ctx, outbound=here, now=clock)
-    made = projects.ensure_defaults(ctx, None, "local")
-    assert made.new_secret is not None
-    with serving(make_app(ctx)) as url:
-        found = Server(url=url, key=made.new_secret, ctx=ctx, project=made.project)
+    with live_server(ctx) as found:
         yield found
-        for client in found.clients.values():
-            client.close()
-    ctx.database.close()
 
 
 @pytest.fixture
