@@ -21,6 +21,7 @@ from smedje.modeling.products import product
 
 SHORTEST = 96  # keys: below, the calls cost more than the flash kernel's slower products
 _ROWS = 128  # query rows a block: less waste above the diagonal against better products
+_ROWS_BELOW = 512  # query rows a block where all keys are seen: scores that stay in the cache against better products
 _LOG2E = math.log2(math.e)
 
 
@@ -81,7 +82,7 @@ def attend_dense_backward(
 
 def _blocks(rows: int, *, causal: bool) -> Iterator[tuple[int, int]]:
     """Stretches of query rows of about equal length."""
-    count = max(1, round(rows / _ROWS)) if causal else 1
+    count = max(1, round(rows / (_ROWS if causal else _ROWS_BELOW)))
     cuts = [rows * number // count for number in range(count + 1)]
     yield from pairwise(cuts)
 
