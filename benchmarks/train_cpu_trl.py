@@ -15,6 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+# Rows padded to one width at a time: 16 together need more than 24 GB where rows are long.
+PADDED_TOGETHER = 4
+
 
 class Clock(TrainerCallback):
     """When each optimizer step begins and ends."""
@@ -48,7 +51,8 @@ def main() -> None:
         output_dir=str(work / "trl"),
         max_steps=settings["steps"],
         # Packed: as many packs a step as hold the tokens of one of our steps.
-        per_device_train_batch_size=max(1, round(step_tokens / length)) if packing else settings["batch"],
+        per_device_train_batch_size=max(1, round(step_tokens / length)) if packing else PADDED_TOGETHER,
+        gradient_accumulation_steps=1 if packing else settings["batch"] // PADDED_TOGETHER,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         max_length=length,
@@ -72,7 +76,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model(str(work / "trained-trl"))
-    size = config.per_device_train_batch_size
+    size = config.per_device_train_batch_size * config.gradient_accumulation_steps
     # Real tokens a step: ours are known row by row; packs are counted at their mean, as best fit mixes rows.
     steps = [rows[i : i + size] for i in range(0, size * settings["steps"], size)]
     tokens = [sum(len(row["input_ids"]) for row in step) for step in steps]
