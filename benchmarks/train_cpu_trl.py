@@ -15,8 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-# Rows padded to one width at a time: 16 together need more than 24 GB where rows are long.
-PADDED_TOGETHER = 4
+# Rows or packs of one forward pass, the rest by accumulation: a whole step's logits need more than 24 GB.
+TOGETHER = {"padded": 4, "packed": 2}
 
 
 class Clock(TrainerCallback):
@@ -47,12 +47,14 @@ def main() -> None:
     length = max(1024, longest)
     step_tokens = sum(len(row["input_ids"]) for row in rows[: settings["batch"]])
     packing = bool(settings["packing"])
+    # Packed: about as many packs a step as hold the tokens of one of our steps.
+    wanted = max(1, round(step_tokens / length)) if packing else settings["batch"]
+    together = min(wanted, TOGETHER["packed" if packing else "padded"])
     config = SFTConfig(
         output_dir=str(work / "trl"),
         max_steps=settings["steps"],
-        # Packed: as many packs a step as hold the tokens of one of our steps.
-        per_device_train_batch_size=max(1, round(step_tokens / length)) if packing else PADDED_TOGETHER,
-        gradient_accumulation_steps=1 if packing else settings["batch"] // PADDED_TOGETHER,
+        per_device_train_batch_size=together,
+        gradient_accumulation_steps=wanted // together,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         max_length=length,
