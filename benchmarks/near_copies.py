@@ -114,7 +114,7 @@ def within_a_file(rows: list[Row], copies: list[Row], folder: Path, draw: random
 
 def between_files(rows: list[Row], copies: list[Row], folder: Path, draw: random.Random) -> dict[str, Any]:
     """Copies among dialogues of their own in a validation file."""
-    from smedje.data.insights import find_leaks
+    from smedje.data.leaks import find_leaks
 
     training, apart = rows[:-APART], rows[-APART:]
     mixed = [*copies, *apart]

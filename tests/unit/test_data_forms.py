@@ -12,8 +12,9 @@ from smedje.data.classification import encode_labelled
 from smedje.data.counting import count_tokens
 from smedje.data.encode import encode_file
 from smedje.data.forms import form_of, read_items, validate_any
-from smedje.data.insights import find_leaks, look_at
+from smedje.data.insights import look_at
 from smedje.data.labels import answer_labels
+from smedje.data.leaks import find_leaks
 from smedje.data.preference import encode_pairs
 from smedje.data.repair import Beside, Repair, repair_file
 from smedje.errors import InvalidRequest

@@ -12,8 +12,9 @@ from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.cli.main import app
 from smedje.data.counting import count_tokens
 from smedje.data.encode import encode_file
-from smedje.data.insights import find_leaks, insights_to_dict, look_at, with_token_bars
+from smedje.data.insights import insights_to_dict, look_at, with_token_bars
 from smedje.data.language import guess_language
+from smedje.data.leaks import find_leaks
 from smedje.data.near import NearIndex
 from smedje.data.page import report_page
 from smedje.data.personal import find_private, redact
@@ -147,6 +148,8 @@ def test_leaks_between_two_files(tmp_path: Path) -> None:
     validation = write(tmp_path / "v.jsonl", [chat("New", "Quite new"), rows[5], edited])
     leaks = {one.code: one.lines for one in find_leaks(training, validation)}
     assert leaks == {"leaked_example": (2,), "nearly_leaked_example": (3,)}
+    [told] = find_leaks(training, write(tmp_path / "three.jsonl", rows[:3]), shown=1)
+    assert (told.count, told.lines) == (3, (1,))
     assert find_leaks(training, write(tmp_path / "w.jsonl", [chat("New", "Quite new")])) == ()
 
 

@@ -14,10 +14,10 @@ from smedje.chat.template import render_examples, render_prompt
 from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.dialogues import DialogueGroups, hold_out
 from smedje.data.forms import Form, Item, form_of, read_items
-from smedje.data.insights import answer, label_counts
 from smedje.data.preference import prompt_digest
 from smedje.data.problems import Problem, ProblemLog, problem_from
 from smedje.data.report import TokenStatistics, distribution, histogram
+from smedje.data.said import answer, label_counts
 from smedje.errors import InvalidRequest
 
 

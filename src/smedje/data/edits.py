@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smedje.data.insights import arguments
 from smedje.data.personal import redact
 from smedje.data.preference import SPELLINGS
 from smedje.data.rules import CONTROL_TOKEN, MESSAGE_KEYS
+from smedje.data.said import arguments
 
 Messages = list[dict[str, Any]]
 # Places of lists of messages in a line; the first is the conversation, the others are answers to it.

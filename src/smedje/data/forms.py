@@ -1,6 +1,6 @@
 """The three forms of a data file - chat examples, preference pairs, labelled texts - behind one way to read them.
 
-Knows which form a file has; what the rows of each must be is in rules.py, preference.py and labelled.py.
+Knows which form a file has; what the rows of each must be is in rules.py, call_rules.py, preference.py and labelled.py.
 """
 
 from collections.abc import Iterator

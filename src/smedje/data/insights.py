@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -18,19 +18,12 @@ from smedje.data.forms import Form, Item, form_of, read_items
 from smedje.data.language import guess_language
 from smedje.data.near import NearIndex, normal
 from smedje.data.parse import ChatExample
-from smedje.data.personal import find_private
 from smedje.data.report import Bar, Distribution, TokenStatistics, distribution, histogram
+from smedje.data.said import LONGEST_LABEL, answer, is_boilerplate, label_counts, private_kinds, question, spoken
 
 LOOKED_AT = 50_000
 SHOWN_LINES = 100
-MOST_LABELS = 50
-LONGEST_LABEL = 80
 _VERB = re.compile(r"(\w+)\|(\w+)")
-_BOILERPLATE = re.compile(
-    r"^\W*$|^(?:n/?a|todo|tbd|none|null|test|undefined|\?+|lorem ipsum.*)\W*$|\bas an ai (?:language )?model\b"
-    r"|^i(?:'m| am) sorry,? but i (?:can(?:no|')t|am unable to)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -87,71 +80,15 @@ def look_at(path: Path, *, limit: int = LOOKED_AT, shown: int = SHOWN_LINES) -> 
             if look.examples >= limit:
                 break
     insights = look.insights()
-    return replace(insights, findings=_shortened(insights.findings, shown))
-
-
-def find_leaks(
-    training: Path, validation: Path, *, limit: int = LOOKED_AT, shown: int = SHOWN_LINES
-) -> tuple[Finding, ...]:
-    """Validation lines that stand in the training file too, word for word or nearly. Lines are those of validation."""
-    leaks = Leaks(training, limit=limit)
-    exact, near = [], []
-    for item in read_items(validation):
-        match leaks.of(item):
-            case "exact":
-                exact.append(item.line)
-            case "near":
-                near.append(item.line)
-    remedy = "Remove them from one of the files: they make the validation loss look better than it is."
-    told = (
-        _finding(
-            "leaked_example",
-            "{} of the validation file stands|stand in the training file",
-            exact,
-            remedy,
-            repair="drop_leaks",
-            weight=9,
-        ),
-        _finding(
-            "nearly_leaked_example",
-            "{} of the validation file nearly stands|stand in the training file",
-            near,
-            remedy,
-            repair="drop_leaks",
-            weight=7,
-        ),
-    )
-    return tuple(found for found in told if found is not None)
-
-
-class Leaks:
-    """Which lines of another file stand in this one: word for word against all of it, nearly against the first
-    `limit` examples, for as many lines."""
-
-    def __init__(self, path: Path, *, limit: int = LOOKED_AT) -> None:
-        self._index, self._digests = NearIndex(), set()
-        self._limit, self._asked = limit, 0
-        for number, item in enumerate(one for one in read_items(path) if one.example is not None):
-            self._digests.add(item.digest)
-            if number < limit and item.example is not None:
-                self._index.add(item.line, spoken(item.example))
-
-    def of(self, item: Item) -> Literal["exact", "near"] | None:
-        """Whether a line of the other file is in this one."""
-        if item.example is None:
-            return None
-        self._asked += 1
-        if item.digest in self._digests:
-            return "exact"
-        near = self._asked <= self._limit and self._index.find(spoken(item.example)) is not None
-        return "near" if near else None
+    return replace(insights, findings=shortened(insights.findings, shown))
 
 
 def with_token_bars(insights: Insights, tokens: TokenStatistics) -> Insights:
     """The insights with the bars of the examples' tokens, and how much is trained when that is little."""
     findings = list(insights.findings)
     if tokens.over_limit:
-        text = f"{tokens.over_limit} examples are longer than {tokens.limit} tokens and would be refused."
+        many = "1 example is" if tokens.over_limit == 1 else f"{tokens.over_limit} examples are"
+        text = f"{many} longer than {tokens.limit} tokens and would be refused."
         remedy = "Shorten or drop them, or raise max_tokens_per_example."
         findings.append(Finding("example_too_long", text, remedy, tokens.over_limit, (), "drop_too_long", 8))
     if tokens.tokens and tokens.trained_share < 0.05:
@@ -166,62 +103,23 @@ def by_weight(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda found: -found.weight))
 
 
-def spoken(example: ChatExample) -> str:
-    """What is said in an example, without system messages, which often are the same everywhere."""
-    return "\n".join(one.content for one in example.messages if one.content and one.role not in ("system", "developer"))
-
-
-def question(example: ChatExample) -> bytes:
-    """16 bytes that are equal for examples that ask the same: everything before the last answer, compared loosely."""
-    texts = [f"{one.role}:{' '.join((one.content or '').lower().split())}" for one in example.messages[:-1]]
-    return blake2b("\n".join(texts).encode("utf-8", "replace"), digest_size=16).digest()
-
-
-def answer(example: ChatExample) -> str:
-    """The last message's text without white space around it."""
-    return (example.messages[-1].content or "").strip()
-
-
-def is_boilerplate(text: str) -> bool:
-    """Whether an answer says nothing: only signs, a placeholder, or a model's stock refusal."""
-    return bool(_BOILERPLATE.search(text))
-
-
-def label_counts(answers: Sequence[str]) -> dict[str, int] | None:
-    """How often each answer stands, most first, when they look like labels: few, short, and mostly repeated."""
-    counts = Counter(answers)
-    few = 2 <= len(counts) <= min(MOST_LABELS, len(answers) // 4)
-    return dict(counts.most_common()) if few and all(0 < len(one) <= LONGEST_LABEL for one in counts) else None
-
-
-def private_kinds(*examples: ChatExample) -> set[str]:
-    """The kinds of private data in examples."""
-    messages = [one for example in examples for one in example.messages]
-    texts = [one.content for one in messages if one.content]
-    for message in messages:
-        texts += [argument for call in message.tool_calls if (argument := arguments(call))]
-    return {place.kind for text in texts for place in find_private(text)}
-
-
-def arguments(call: Mapping[str, Any]) -> str | None:
-    """The arguments of a call as text, None when they are none."""
-    found = (call.get("function") or {}).get("arguments")
-    return found if isinstance(found, str) else None
-
-
-def _finding(
+def finding(
     code: str, message: str, lines: Sequence[int], remedy: str, *, repair: str | None = None, weight: float
 ) -> Finding | None:
+    """The finding of these lines, None where there are none.
+
+    message: `{}` stands for "3 examples", "holds|hold" for the word for one and the word for more.
+    """
     if not lines:
         return None
     one = len(lines) == 1
-    # "holds|hold": the word for one and the word for more.
     text = _VERB.sub(lambda found: found.group(1 if one else 2), message)
     text = text.format("1 example" if one else f"{len(lines)} examples") + "."
     return Finding(code, text, remedy, len(lines), tuple(lines), repair, weight)
 
 
-def _shortened(findings: Iterable[Finding], shown: int) -> tuple[Finding, ...]:
+def shortened(findings: Iterable[Finding], shown: int) -> tuple[Finding, ...]:
+    """The findings with at most so many lines each."""
     return tuple(replace(found, lines=found.lines[:shown]) for found in findings)
 
 
@@ -290,7 +188,7 @@ class _Look:
         found = [
             *self._copy_findings(),
             *self._private_findings(),
-            _finding(
+            finding(
                 "boilerplate_answer",
                 "{} says|say nothing in the answer, or refuses|refuse",
                 self._boilerplate,
@@ -322,7 +220,7 @@ class _Look:
         pairs = self._form == "preference"
         otherwise = "prefers|prefer what an earlier line finds worse" if pairs else "answers|answer otherwise"
         return [
-            _finding(
+            finding(
                 "contradictory_answer",
                 f"{{}} asks|ask what an earlier line asks and {otherwise}",
                 self._contradictions,
@@ -330,7 +228,7 @@ class _Look:
                 repair="drop_contradictions",
                 weight=6,
             ),
-            _finding(
+            finding(
                 "duplicate_example",
                 "{} repeats|repeat an earlier line word for word",
                 self._copies,
@@ -338,7 +236,7 @@ class _Look:
                 repair="drop_duplicates",
                 weight=2 + 6 * share,
             ),
-            _finding(
+            finding(
                 "near_duplicate",
                 "{} nearly repeats|repeat an earlier line",
                 self._near_copies,
@@ -350,7 +248,7 @@ class _Look:
 
     def _private_findings(self) -> list[Finding | None]:
         return [
-            _finding(
+            finding(
                 f"private_{kind}",
                 f"{{}} holds|hold {'an API key' if kind == 'api_key' else 'private data of the kind ' + kind}",
                 lines,
@@ -364,7 +262,7 @@ class _Look:
     def _mixed_system(self) -> Finding | None:
         if len(self._without_system) == self.examples:
             return None
-        return _finding(
+        return finding(
             "missing_system_prompt",
             "{} has|have no system prompt while others have one",
             self._without_system,

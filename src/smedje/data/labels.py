@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from smedje.data.forms import read_items
-from smedje.data.insights import LONGEST_LABEL, MOST_LABELS, answer, label_counts
+from smedje.data.said import LONGEST_LABEL, MOST_LABELS, answer, label_counts
 
 
 def answer_labels(path: Path) -> dict[int, str] | None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from smedje.data.dialogues import DialogueGroups, split_shares
 from smedje.data.forms import form_of, read_items
-from smedje.data.insights import LONGEST_LABEL, Finding, Insights, answer, by_weight, find_leaks
+from smedje.data.insights import Finding, Insights, by_weight
 from smedje.data.labels import answer_labels
+from smedje.data.leaks import find_leaks
 from smedje.data.lines import read_lines
 from smedje.data.preference import prompt_digest
+from smedje.data.said import LONGEST_LABEL, answer
 from smedje.errors import InvalidData, InvalidRequest
 
 NAMES = ("train", "validation", "test")

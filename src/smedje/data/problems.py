@@ -30,6 +30,29 @@ class Problem:
     remedy: str
 
 
+def error(line: int, path: str, code: str, message: str, remedy: str) -> Problem:
+    """A problem that keeps the file from training."""
+    return Problem(line, path, code, "error", message, remedy)
+
+
+def warning(line: int, path: str, code: str, message: str, remedy: str) -> Problem:
+    """A problem that does not keep the file from training."""
+    return Problem(line, path, code, "warning", message, remedy)
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), "something else")
+
+
 class ProblemLog:
     """Counts every problem and keeps the first thousand, errors before warnings."""
 
@@ -81,6 +104,6 @@ class ProblemLog:
         return tuple(sorted(chosen, key=lambda problem: problem.line))
 
 
-def problem_from(error: InvalidRequest, *, line: int, remedy: str) -> Problem:
+def problem_from(refusal: InvalidRequest, *, line: int, remedy: str) -> Problem:
     """A refused example as a problem of its line."""
-    return Problem(line, f"$.{error.param}" if error.param else "$", error.code, "error", error.message, remedy)
+    return Problem(line, f"$.{refusal.param}" if refusal.param else "$", refusal.code, "error", refusal.message, remedy)

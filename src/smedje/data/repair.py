@@ -15,10 +15,11 @@ from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.counting import longest_of
 from smedje.data.edits import edit_line
 from smedje.data.forms import Item, form_of, parse_item, read_items
-from smedje.data.insights import Leaks, answer, is_boilerplate, label_counts, question, spoken
+from smedje.data.leaks import Leaks
 from smedje.data.lines import Line, read_lines
 from smedje.data.near import NearIndex, normal
 from smedje.data.parse import ChatExample
+from smedje.data.said import answer, is_boilerplate, label_counts, question, spoken
 from smedje.errors import InvalidRequest
 
 KEPT_CHANGES = 1000

@@ -4,12 +4,12 @@ Names of the problems follow OpenAI's cookbook checker (examples/Chat_finetuning
 Knows decoded JSON values; refuses to know files, tokenizers and templates.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from smedje.data.problems import Problem
+from smedje.data.call_rules import check_call_ids, check_calls, check_tools
+from smedje.data.problems import Problem, error, kind_of, warning
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MOST_WEIGHT = 100
@@ -24,20 +24,20 @@ CONTROL_TOKEN = re.compile(
 def check_example(value: object, line: int) -> Iterator[Problem]:
     """Every problem of the decoded JSON `value` of line `line`. Top-level columns that are not known are accepted."""
     if not isinstance(value, dict):
-        yield _error(
+        yield error(
             line,
             "$",
             "data_type",
-            f"The line is {_kind(value)}, not a JSON object.",
+            f"The line is {kind_of(value)}, not a JSON object.",
             'Write each line as {"messages": [...]}.',
         )
         return
-    yield from _check_tools(value, line)
+    yield from check_tools(value, line)
     weight = value.get("weight")
     if weight is not None and not (type(weight) in (int, float) and 0 < weight <= MOST_WEIGHT):
         text = f"The example's weight is {weight!r:.60}."
         remedy = f"Use a number above 0 and at most {MOST_WEIGHT}, or remove the line."
-        yield _error(line, "$.weight", "invalid_example_weight", text, remedy)
+        yield error(line, "$.weight", "invalid_example_weight", text, remedy)
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         yield _missing_messages(value, line)
@@ -47,56 +47,36 @@ def check_example(value: object, line: int) -> Iterator[Problem]:
     if all(isinstance(message, dict) and message.get("role") in ROLES for message in messages):
         yield from _check_order(messages, line)
         yield from _check_answers(messages, line)
-        yield from _check_call_ids(messages, line)
-
-
-def _error(line: int, path: str, code: str, message: str, remedy: str) -> Problem:
-    return Problem(line, path, code, "error", message, remedy)
-
-
-def _warning(line: int, path: str, code: str, message: str, remedy: str) -> Problem:
-    return Problem(line, path, code, "warning", message, remedy)
-
-
-def _kind(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "a truth value",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), "something else")
+        yield from check_call_ids(messages, line)
 
 
 def _missing_messages(value: Mapping[str, Any], line: int) -> Problem:
     remedy = "Give each line a list `messages` of objects with role and content."
     if "messages" in value:
-        found = "empty" if value["messages"] == [] else _kind(value["messages"])
-        return _error(
+        found = "empty" if value["messages"] == [] else kind_of(value["messages"])
+        return error(
             line, "$.messages", "missing_messages_list", f"`messages` is {found}, not a list of messages.", remedy
         )
     for keys in (("prompt", "completion"), ("instruction", "output"), ("conversations",)):
         if all(key in value for key in keys):
             remedy = f"This looks like another format ({', '.join(keys)}). Rewrite each line as chat messages."
     found = ", ".join(sorted(map(str, value))[:8]) or "nothing"
-    return _error(line, "$", "missing_messages_list", f"There is no `messages`; the line has {found}.", remedy)
+    return error(line, "$", "missing_messages_list", f"There is no `messages`; the line has {found}.", remedy)
 
 
 def _check_message(message: object, path: str, line: int) -> Iterator[Problem]:
     if not isinstance(message, dict):
-        yield _error(
+        yield error(
             line,
             path,
             "message_data_type",
-            f"The message is {_kind(message)}, not an object.",
+            f"The message is {kind_of(message)}, not an object.",
             "Write each message as an object with role and content.",
         )
         return
     for key in message:
         if key not in MESSAGE_KEYS:
-            yield _error(
+            yield error(
                 line,
                 f"{path}.{key}",
                 "message_unrecognized_key",
@@ -105,11 +85,11 @@ def _check_message(message: object, path: str, line: int) -> Iterator[Problem]:
             )
     role = message.get("role")
     if "role" not in message:
-        yield _error(
+        yield error(
             line, path, "message_missing_key", "The message has no `role`.", "Add role: user, assistant or system."
         )
     elif role not in ROLES:
-        yield _error(
+        yield error(
             line,
             f"{path}.role",
             "unrecognized_role",
@@ -126,7 +106,7 @@ def _check_content(message: Mapping[str, Any], path: str, line: int) -> Iterator
     if content is None and message.get("role") == "assistant" and calls:
         return
     if "content" not in message:
-        yield _error(
+        yield error(
             line, path, "message_missing_key", "The message has no `content`.", "Add the text, or remove the message."
         )
         return
@@ -140,24 +120,24 @@ def _check_content(message: Mapping[str, Any], path: str, line: int) -> Iterator
             return
         texts = [part["text"] for part in content]
     else:
-        yield _error(
+        yield error(
             line,
             path,
             "missing_content",
-            f"The content is {_kind(content)}, not a text.",
+            f"The content is {kind_of(content)}, not a text.",
             "Write the text, or remove the message.",
         )
         return
     if not "".join(texts).strip() and not (calls and message.get("role") == "assistant"):
-        yield _error(line, path, "missing_content", "The content is empty.", "Write the text, or remove the message.")
+        yield error(line, path, "missing_content", "The content is empty.", "Write the text, or remove the message.")
     yield from _check_text("".join(texts), path, line)
 
 
 def _check_parts(parts: list[Any], path: str, line: int) -> Problem | None:
     for index, part in enumerate(parts):
-        kind = part.get("type") if isinstance(part, dict) else _kind(part)
+        kind = part.get("type") if isinstance(part, dict) else kind_of(part)
         if kind != "text" or not isinstance(part.get("text"), str):
-            return _error(
+            return error(
                 line,
                 f"{path}[{index}]",
                 "unsupported_content_part",
@@ -169,7 +149,7 @@ def _check_parts(parts: list[Any], path: str, line: int) -> Problem | None:
 
 def _check_text(text: str, path: str, line: int) -> Iterator[Problem]:
     if "\x00" in text:
-        yield _error(
+        yield error(
             line,
             path,
             "nul_character",
@@ -178,7 +158,7 @@ def _check_text(text: str, path: str, line: int) -> Iterator[Problem]:
         )
     found = CONTROL_TOKEN.search(text)
     if found:
-        yield _warning(
+        yield warning(
             line,
             path,
             "control_token_in_content",
@@ -190,7 +170,7 @@ def _check_text(text: str, path: str, line: int) -> Iterator[Problem]:
 def _check_extras(message: Mapping[str, Any], path: str, line: int) -> Iterator[Problem]:
     weight = message.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        yield _error(
+        yield error(
             line,
             f"{path}.weight",
             "invalid_weight",
@@ -198,7 +178,7 @@ def _check_extras(message: Mapping[str, Any], path: str, line: int) -> Iterator[
             "Use 1 to train the message or 0 to leave it as context.",
         )
     elif weight is not None and message.get("role") != "assistant":
-        yield _warning(
+        yield warning(
             line,
             f"{path}.weight",
             "weight_not_used",
@@ -206,64 +186,16 @@ def _check_extras(message: Mapping[str, Any], path: str, line: int) -> Iterator[
             "Remove it.",
         )
     if message.get("name") is not None and not isinstance(message["name"], str):
-        yield _error(line, f"{path}.name", "invalid_name", "The name is not a text.", "Write a text or remove it.")
+        yield error(line, f"{path}.name", "invalid_name", "The name is not a text.", "Write a text or remove it.")
     if message.get("role") == "tool" and not isinstance(message.get("tool_call_id"), str):
-        yield _error(
+        yield error(
             line,
             path,
             "missing_tool_call_id",
             "The tool message does not say which call it answers.",
             "Add tool_call_id with the id of the call.",
         )
-    yield from _check_calls(message, path, line)
-
-
-def _check_calls(message: Mapping[str, Any], path: str, line: int) -> Iterator[Problem]:
-    calls = message.get("tool_calls")
-    if calls is not None and not isinstance(calls, list):
-        yield _error(
-            line,
-            f"{path}.tool_calls",
-            "invalid_tool_calls",
-            f"tool_calls is {_kind(calls)}, not a list.",
-            "Write a list of calls, or remove it.",
-        )
-        calls = None
-    functions = [
-        (f"{path}.tool_calls[{i}]", c.get("function") if isinstance(c, dict) else None) for i, c in _pairs(calls)
-    ]
-    if message.get("function_call") is not None:
-        functions.append((f"{path}.function_call", message["function_call"]))
-    for place, function in functions:
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            yield _error(
-                line,
-                place,
-                "invalid_tool_calls",
-                "The call has no function name.",
-                'Write {"id": ..., "type": "function", "function": {"name": ..., "arguments": "{...}"}}.',
-            )
-        elif not _is_json_text(function.get("arguments")):
-            yield _warning(
-                line,
-                place,
-                "tool_arguments_not_json",
-                "The call's arguments are not a text with a JSON object.",
-                "Write the arguments as JSON text; the model learns them as they are.",
-            )
-
-
-def _pairs(values: list[Any] | None) -> Iterator[tuple[int, Any]]:
-    return iter(enumerate(values or ()))
-
-
-def _is_json_text(arguments: object) -> bool:
-    if not isinstance(arguments, str):
-        return False
-    try:
-        return isinstance(json.loads(arguments), dict)
-    except (ValueError, RecursionError):
-        return False
+    yield from check_calls(message, path, line)
 
 
 def _check_order(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]:
@@ -271,7 +203,7 @@ def _check_order(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]
     for index, message in enumerate(messages):
         role, path = message["role"], f"$.messages[{index}].role"
         if role in ("system", "developer") and index > 0:
-            yield _error(
+            yield error(
                 line,
                 path,
                 "wrong_role_order",
@@ -279,7 +211,7 @@ def _check_order(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]
                 "Put one system message first, and only there.",
             )
         elif role == "assistant" and before not in _ANSWERED:
-            severe = _warning if message.get("weight") == 0 else _error
+            severe = warning if message.get("weight") == 0 else error
             place = f"follows {before}" if before else "is first"
             yield severe(
                 line,
@@ -289,7 +221,7 @@ def _check_order(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]
                 "Put the user's message before it, join it with the message before, or give it weight 0.",
             )
         elif role in ("tool", "function") and before not in ("tool", "function") and not _calls(messages, index - 1):
-            yield _error(
+            yield error(
                 line,
                 path,
                 "wrong_role_order",
@@ -297,7 +229,7 @@ def _check_order(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]
                 "Add tool_calls to the assistant message before it, or remove it.",
             )
         elif role == "user" and before == "user":
-            yield _warning(
+            yield warning(
                 line,
                 path,
                 "consecutive_user_messages",
@@ -314,7 +246,7 @@ def _calls(messages: list[dict[str, Any]], index: int) -> bool:
 def _check_answers(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        yield _error(
+        yield error(
             line,
             "$.messages",
             "example_missing_assistant_message",
@@ -323,7 +255,7 @@ def _check_answers(messages: list[dict[str, Any]], line: int) -> Iterator[Proble
         )
         return
     if messages[-1]["role"] != "assistant":
-        yield _error(
+        yield error(
             line,
             f"$.messages[{len(messages) - 1}].role",
             "last_message_not_assistant",
@@ -331,52 +263,10 @@ def _check_answers(messages: list[dict[str, Any]], line: int) -> Iterator[Proble
             "End the example with the answer, or remove what follows it.",
         )
     if all(message.get("weight") == 0 for message in answers):
-        yield _error(
+        yield error(
             line,
             "$.messages",
             "no_trained_message",
             "Every assistant message has weight 0, so nothing is trained.",
             "Give the answer that should be learned a weight of 1, or remove the line.",
-        )
-
-
-def _check_call_ids(messages: list[dict[str, Any]], line: int) -> Iterator[Problem]:
-    known: set[object] = set()
-    for index, message in enumerate(messages):
-        calls = message.get("tool_calls")
-        known |= {call.get("id") for call in calls if isinstance(call, dict)} if isinstance(calls, list) else set()
-        called = message.get("tool_call_id")
-        if message["role"] == "tool" and isinstance(called, str) and called not in known:
-            yield _error(
-                line,
-                f"$.messages[{index}].tool_call_id",
-                "unknown_tool_call_id",
-                f"No earlier call has the id {called!r:.60}.",
-                "Use the id of the call that this message answers.",
-            )
-
-
-def _check_tools(value: Mapping[str, Any], line: int) -> Iterator[Problem]:
-    for key, inner in (("tools", "function"), ("functions", None)):
-        tools = value.get(key)
-        if tools is None:
-            continue
-        listed = tools if isinstance(tools, list) else [None]
-        functions = [tool.get(inner) if inner and isinstance(tool, dict) else tool for tool in listed]
-        if not all(isinstance(function, dict) and isinstance(function.get("name"), str) for function in functions):
-            yield _error(
-                line,
-                f"$.{key}",
-                "invalid_tools",
-                f"`{key}` is not a list of functions with a name.",
-                'Write [{"type": "function", "function": {"name": ..., "parameters": {...}}}].',
-            )
-    parallel = value.get("parallel_tool_calls")
-    if parallel is not None and not isinstance(parallel, bool):
-        yield _error(
-            line,
-            "$.parallel_tool_calls",
-            "invalid_parallel_tool_calls",
-            f"parallel_tool_calls is {_kind(parallel)}, not true or false.",
-            "Use true or false, or remove it.",
         )

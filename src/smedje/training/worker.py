@@ -83,7 +83,8 @@ def train_run(
     # Imported here, after the heartbeat has begun: torch alone takes seconds on a busy machine.
     from smedje.training.checkpoint import save_checkpoint, save_state
     from smedje.training.loop import train
-    from smedje.training.run import label_names, prepare, record_event, resolved_event
+    from smedje.training.run import label_names, prepare
+    from smedje.training.run_events import record_event, resolved_event
 
     began = time.monotonic()
     job, state = prepare(objects, spec, cache=cache, resident=resident)
