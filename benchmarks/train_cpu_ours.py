@@ -69,7 +69,7 @@ def main() -> None:
         watch=WatchSpec(),
         seed=0,
         max_grad_norm=1.0,
-        micro_batch_tokens=STREAM_TOKENS,
+        micro_batch_tokens=settings.get("stream_tokens", STREAM_TOKENS),
         share_prefixes=settings["share"],
         device="cpu",
         cores=int(os.environ["OMP_NUM_THREADS"]),
