@@ -3,8 +3,8 @@
 Knows which kernel: fp32 on the CPU goes through oneDNN, whose kernels follow what the processor can do. PyTorch's
 default (MKL) takes a slow path on processors not made by Intel: on a Zen 5 core 105 GFLOP/s against oneDNN's 240. Both
 are plain fp32; the choice depends on the build alone, never on timing, so that a resumed run repeats every bit.
-Also knows mixed numbers: weights stored in bf16 under fp32 rows, multiplied exactly or in bf16. Refuses to know layers
-and adapters.
+Also knows mixed numbers: weights stored in bf16 under fp32 rows, multiplied exactly or in bf16; and weights in eight
+bits (int8.py). Refuses to know layers and adapters.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from smedje.modeling.int8 import Int8Weight
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -43,6 +45,8 @@ FP32_OF_BF16 = Numbers(weights=torch.bfloat16, rows=torch.float32, products=torc
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias: [T, in], [out, in], [out] -> [T, out]. Without gradients."""
+    if isinstance(weight, Int8Weight):
+        return weight.times(x, bias)
     half = x.dtype == torch.bfloat16 == weight.dtype and x.device.type == "cpu" and _HAS_BF16
     if weight.is_mkldnn or ((half or _uses_onednn(x)) and _is_dense(x) and _is_dense(weight)):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -74,6 +78,7 @@ def frozen_linear(
         return F.linear(x, weight, bias)
     if x.requires_grad and torch.is_grad_enabled():
         assert not weight.is_mkldnn, "packed weights are for inference"
+        assert not isinstance(weight, Int8Weight), "packed weights are for inference"
         out: Tensor = _FrozenLinear.apply(x, weight, bias, multiply)  # type: ignore[no-untyped-call]
         return out
     return _multiplied(x, weight, bias, multiply)

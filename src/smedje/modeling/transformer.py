@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
 from smedje.modeling.fused import rms_norm, swiglu, turn_heads
+from smedje.modeling.int8 import Int8Weight
 from smedje.modeling.products import Numbers, frozen_linear, packed, plain
 from smedje.modeling.rope import inverse_frequencies, turns
 
@@ -106,9 +107,11 @@ class Block(nn.Module):
         self.down: Tensor = empty(hidden, inner)
         self.down_bias = empty_if(config.mlp_bias, hidden)
 
-    def pack(self) -> None:
+    def pack(self, *, int8: bool) -> None:
         """Replace the four weights by packed ones; a parameter's name must be free before a plain tensor takes it."""
-        qkv, o, gate_up, down = (packed(weight) for weight in (self.qkv, self.o, self.gate_up, self.down))
+        qkv, o, gate_up, down = (
+            _for_inference(weight, int8=int8) for weight in (self.qkv, self.o, self.gate_up, self.down)
+        )
         del self.qkv, self.o, self.gate_up, self.down
         self.qkv, self.o, self.gate_up, self.down = qkv, o, gate_up, down
 
@@ -203,22 +206,23 @@ class Decoder(nn.Module):
         return self.weight(site).detach().float().square().sum(1) if known is None else known
 
     @torch.no_grad()
-    def pack(self) -> None:
+    def pack(self, *, int8: bool = False) -> None:
         """Lay the linears out for inference and give the plain ones up: no training, merging or export afterwards.
 
         CPU in fp32 only (products.packed); elsewhere nothing changes. A tied embedding then lies in memory twice.
+        int8: round the linears to eight bits (int8.why_no_int8 tells where that is not to be had).
         """
         self._row_squares = {site: self.row_squares(site) for site in {slot.site for slot in self.slots}}
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.pack()
+            block.pack(int8=int8)
         output = self.output
         del self.output
-        self.output = packed(output)
+        self.output = _for_inference(output, int8=int8)
 
     def export_state(self) -> dict[str, Tensor]:
         """Every tensor under its Hugging Face name, as views; q, k, v and gate, up apart where the files are."""
-        assert not self.output.is_mkldnn, "packed weights cannot be read back"
+        assert isinstance(self.output, nn.Parameter), "packed weights cannot be read back"
         state: dict[str, Tensor] = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         for slot in self.slots:
             state[f"{slot.name}.weight"] = self.weight(slot.site)[slot.start : slot.stop]
@@ -257,6 +261,10 @@ class Decoder(nn.Module):
     def _mlp(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
         gate_up = _linear(Site(layer, "gate_up"), x, block.gate_up, block.gate_up_bias, shared)
         return _linear(Site(layer, "down"), swiglu(gate_up), block.down, block.down_bias, shared)
+
+
+def _for_inference(weight: Tensor, *, int8: bool) -> Tensor:
+    return Int8Weight.of(weight) if int8 else packed(weight)
 
 
 def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, shared: _Pass) -> Tensor:

@@ -81,6 +81,7 @@ class Meters:
                 ("reused_tokens", stats.reused_tokens),
                 ("generated_tokens", stats.generated_tokens),
                 ("preemptions", stats.preemptions),
+                ("int8_weights", int(stats.numbers == "int8")),
             ):
                 self._engines.labels(base_model, what).set(value)
         self._jobs.clear()

@@ -81,7 +81,7 @@ class EngineStats:
 
     cached_tokens: of running requests. resting_tokens: of ended ones, kept for prompts with the same beginning.
     reused_tokens: prompt tokens that were not computed again, since the start. preemptions: times that a running
-    request lost its places to an older one, since the start.
+    request lost its places to an older one, since the start. numbers: what the base model's weights are served in.
     """
 
     running: int
@@ -93,6 +93,7 @@ class EngineStats:
     resting_tokens: int = 0
     reused_tokens: int = 0
     preemptions: int = 0
+    numbers: str = "fp32"
 
 
 class Engine(Protocol):

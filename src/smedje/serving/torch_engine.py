@@ -58,17 +58,25 @@ class EngineLimits:
 class TorchEngine:
     """An Engine. `add` and `cancel` leave notes for the next step to read; the rest belongs to the step's thread.
 
-    grammars: what compiles the grammars of requests; without it requests with one are refused.
+    grammars: what compiles the grammars of requests; without it requests with one are refused. numbers: what the
+    model's weights are in, for `stats` to tell.
     """
 
     def __init__(
-        self, model: CausalDecoder, adapters: AdapterCache, limits: EngineLimits, *, grammars: Grammars | None = None
+        self,
+        model: CausalDecoder,
+        adapters: AdapterCache,
+        limits: EngineLimits,
+        *,
+        grammars: Grammars | None = None,
+        numbers: str = "fp32",
     ) -> None:
         weight = model.weight(model.slots[0].site)
         self._limits = limits
         self._vocabulary = model.shape.vocab_size
         self._adapters = adapters
         self._grammars = grammars
+        self._numbers = numbers
         self._cache = KVCache(
             model.shape,
             capacity=limits.token_capacity,
@@ -144,6 +152,7 @@ class TorchEngine:
             resting_tokens=self._cache.resting,
             reused_tokens=self._reused,
             preemptions=self._scheduler.preemptions,
+            numbers=self._numbers,
         )
 
     def close(self) -> None:
