@@ -15,6 +15,8 @@ _WEIGHT_LEVELS = 127
 # Without VNNI the kernel adds two products in 16 bits, which hold them when one factor has seven bits.
 _LEVELS, _NARROW_LEVELS = 127, 63
 _TINY = 1e-30
+# Digits as floats, their unit, what stands for zero, a packed weight -> fp32.
+_multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
 
 def why_no_int8() -> str | None:
@@ -50,14 +52,12 @@ class Int8Weight(Tensor):
         about 15 bits. The digits are rows of one product, so that the weight is read once.
         """
         rows, levels = x.shape[0], self._levels
-        peak = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True).clamp_min_(_TINY)
-        unit = x / peak
-        first = torch.fake_quantize_per_tensor_affine(unit, 1 / levels, 0, -levels, levels)
-        digits = torch.cat((first, unit.sub_(first).mul_(2 * levels)))
-        both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            digits, 1 / levels, levels + 1, self._packed
-        )
-        y: Tensor = both[:rows].add_(both[rows:], alpha=1 / (2 * levels)).mul_(peak)
+        step = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True).div_(levels).clamp_min_(_TINY)
+        rest = x / step
+        first = rest.round()
+        digits = torch.cat((first, rest.sub_(first).mul_(2 * levels)))
+        both = _multiply(digits, 1.0, levels + 1, self._packed)
+        y: Tensor = both[:rows].add_(both[rows:], alpha=1 / (2 * levels)).mul_(step)
         return y if bias is None else y.add_(bias)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]

@@ -123,6 +123,13 @@ class KVCache:
         values[start:] = v
         return keys, values
 
+    def decode_views(self, sequence_id: int, place: int) -> tuple[Sequence[Tensor], ...]:
+        """For each layer where a token at `place` is written, and all that it sees: its key and value
+        [kv_heads, head_size], then the keys and the values up to it [1, kv_heads, place + 1, head_size]."""
+        stretch = self._stretches[sequence_id]
+        (key, value), (keys, values) = stretch[:, :, place], stretch[:, :, : place + 1].transpose(2, 3)
+        return key.unbind(), value.unbind(), keys.split(1), values.split(1)
+
     def _wake(self, places: int) -> None:
         """Drop what rests, the longest unused first, until so many more places can be held."""
         while self._rests and self.held + self.resting + places > self.capacity:

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from smedje.domain.conversations import FinishReason
 from smedje.errors import InvalidRequest, Unavailable
 from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.adapters import AdapterCache
+from smedje.serving.cores import Cores
 from smedje.serving.engine import (
     GRAMMAR_REFUSED,
     Delivery,
@@ -86,6 +88,7 @@ class TorchEngine:
         )
         self._runner = Runner(model, self._cache, adapters, device=weight.device)
         self._sampler = Sampler()
+        self._cores = Cores(torch.get_num_threads())
         self._scheduler = Scheduler(
             self._cache,
             max_batch_tokens=limits.max_batch_tokens,
@@ -135,7 +138,8 @@ class TorchEngine:
         chunks = sorted(self._scheduler.plan(), key=lambda chunk: self._adapters.order(chunk.sequence.request.adapter))
         if not chunks:
             return []
-        logits = self._runner.run(chunks)
+        with self._cores.step(sum(chunk.count for chunk in chunks)):
+            logits = self._runner.run(chunks)
         for chunk in chunks:
             self._has_run(chunk)
         return self._take_tokens([chunk.sequence for chunk in chunks if not chunk.sequence.pending], logits)
