@@ -32,6 +32,40 @@ def test_a_hub_has_the_fields_that_were_given(server: Server, team: dict[str, st
     assert (hub["description"], hub["ai_services"], hub["search"]) == ("Support models", None, None)
 
 
+WORDS = {
+    "display_name": "Nordic models",
+    "description": "For the north",
+    "subscription": "sub-1",
+    "resource_group": "rg-1",
+    "ai_services": "speech",
+    "search": "index-1",
+    "tags": {"team": "b"},
+}
+
+
+def test_what_is_said_of_a_hub_or_project_can_be_said_anew(server: Server) -> None:
+    """Each field of a new hub and of its change comes back; what a change leaves out stays. A project's alike."""
+    for where, words in (("hubs", WORDS), ("projects", {n: WORDS[n] for n in ("display_name", "description", "tags")})):
+        made = server.post(f"/api/{where}", {"name": "worded", **words}).json()
+        assert {name: made[name] for name in words} == words
+        for name in words:
+            value = {"team": "c"} if name == "tags" else f"other {name}"
+            with server.http() as http:
+                made |= {name: value, "archived_at": None}
+                assert http.patch(f"/api/{where}/{made['id']}", json={name: value}).json() == made
+                assert http.patch(f"/api/{where}/{made['id']}", json={"archived": True}).json()["archived_at"]
+                assert http.patch(f"/api/{where}/{made['id']}", json={"archived": False}).json() == made
+
+
+def test_accounts_are_listed_page_by_page(server: Server) -> None:
+    """`after` goes on behind an account, the newest first."""
+    for number in range(3):
+        server.post("/api/users", {"email": f"page-{number}@example.org"})
+    whole = [one["id"] for one in server.get("/api/users").json()["data"]]
+    rest = [one["id"] for one in server.get(f"/api/users?after={whole[0]}&limit=1").json()["data"]]
+    assert rest == whole[1:2]
+
+
 def test_a_developer_tunes_and_deploys_but_manages_no_hub(server: Server, team: dict[str, str]) -> None:
     """Ada uploads, starts a job and deploys in the project; a new hub, a key or a role are refused in words."""
     key = team[ADA]

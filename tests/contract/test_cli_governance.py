@@ -8,6 +8,9 @@ import pytest
 from tests.api_server import TINY, Server, chat_lines
 
 from smedje.cli.main import run
+from smedje.domain.ids import USAGE, new_id
+from smedje.domain.usage import UsageRecord
+from smedje.store import usage as usage_rows
 
 ADA, BO = "ada@example.org", "bo@example.org"
 
@@ -45,18 +48,38 @@ def smedje(server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     return Shell(server, capsys, monkeypatch)
 
 
+def older_usage(server: Server, *, days: int) -> UsageRecord:
+    """An answer of the model `long-ago`, so many days ago."""
+    return UsageRecord(
+        id=new_id(USAGE),
+        project_id=server.project.id,
+        key_id="key_1",
+        kind="inference",
+        model="long-ago",
+        prompt_tokens=10,
+        completion_tokens=5,
+        created_at=server.ctx.seconds() - days * 24 * 3600,
+    )
+
+
 def test_a_team_is_set_up_and_each_does_what_the_role_allows(server: Server, smedje: Shell) -> None:
     """Hub, project, two colleagues and their keys; the developer uploads, the reader is refused in words, code 4."""
-    hub = smedje.json("hubs", "create", "forge", "--tag", "team=a")
-    assert hub["tags"] == {"team": "a"}
+    hub = smedje.json("hubs", "create", "forge", "--tag", "team=a", "--description", "Bells", "--location", "local")
+    assert (hub["tags"], hub["description"], hub["location"]) == ({"team": "a"}, "Bells", "local")
+    assert "nowhere" in smedje.text("hubs", "create", "lost", "--location", "nowhere", code=1)
     assert "forge" in smedje.text("hubs", "list")
     assert hub["id"] in smedje.text("hubs", "get", "forge")
-    project = smedje.json("projects", "create", "bells", "--hub", "forge")["id"]
+    made = smedje.json("projects", "create", "bells", "--hub", "forge", "--description", "Casting")
+    assert (made["hub_id"], made["description"]) == (hub["id"], "Casting")
+    project = made["id"]
     assert project in smedje.text("projects", "list", "--hub", "forge")
     smedje.use(server.key, project)
     assert "Azure AI Developer in the project" in smedje.text("members", "add", ADA, "--role", "ai_developer")
     smedje.text("members", "add", BO, "--role", "reader")
     assert BO in smedje.text("members", "list")
+    assert smedje.json("members", "add", BO, "--role", "reader", "--hub")["scope"] == "hub"
+    smedje.text("members", "remove", BO, "--hub")
+    assert [one["scope"] for one in smedje.json("members", "list")["data"] if one["email"] == BO] == ["project"]
     keys = {who: smedje.text("keys", "create", f"of {who}", "--member", who).strip() for who in (ADA, BO)}
     file = server.upload(chat_lines(12), key=keys[ADA])
     smedje.use(keys[BO])
@@ -78,7 +101,11 @@ def test_a_team_is_set_up_and_each_does_what_the_role_allows(server: Server, sme
 def test_keys_limits_usage_and_audit(server: Server, smedje: Shell) -> None:
     """A key turns and ends; a limit is set and taken away; usage and the log are shown, and the log is sound."""
     made = smedje.json("keys", "create", "turning", "--role", "reader", "--days", "3", "--permission", "files.read")
+    assert (made["role"], made["permissions"]) == ("reader", ["files.read"])
+    assert made["expires_at"] - made["created_at"] == 3 * 24 * 3600
     turned = smedje.json("keys", "rotate", made["id"], "--grace-seconds", "0")
+    assert server.get("/v1/files", key=made["secret"]).status_code == 401
+    assert server.get("/v1/files", key=turned["secret"]).status_code == 200
     assert turned["secret"] not in smedje.text("keys", "list")
     assert turned["id"] in smedje.text("keys", "list")
     assert "revoked" in smedje.text("keys", "revoke", turned["id"])
@@ -90,6 +117,10 @@ def test_keys_limits_usage_and_audit(server: Server, smedje: Shell) -> None:
     assert TINY in smedje.text("usage")
     assert smedje.text("usage", "--by", "day,model", "--csv").startswith("day,project_id,model")
     assert smedje.json("usage", "--by", "kind")["data"][0]["kind"] == "inference"
+    with server.ctx.database.transaction() as tx:
+        usage_rows.insert_usage(tx, older_usage(server, days=3))
+    assert "long-ago" not in smedje.text("usage", "--days", "2")
+    assert "long-ago" in smedje.text("usage", "--days", "4")
     assert "key.revoked" in smedje.text("audit", "list")
     assert smedje.text("audit", "verify").startswith("sound: ")
     with server.ctx.database.transaction() as tx:
@@ -110,7 +141,10 @@ def test_accounts_and_roles_by_command_line(server: Server, smedje: Shell, monke
     assert "12 to 256 characters" in smedje.text("users", "create", "eli@example.org", code=1)
     assert smedje.json("users", "create", "eli@example.org", "--no-password")["password"] is False
     assert "password" in smedje.text("users", "list")
-    assert "made checker" in smedje.text("roles", "create", "checker", "--permission", "files.read")
+    words = ["roles", "create", "checker", "--permission", "files.read", "--description", "Looks at data"]
+    assert "made checker" in smedje.text(*words)
+    roles = {one["name"]: one for one in smedje.json("roles", "list")["data"]}
+    assert roles["checker"]["description"] == "Looks at data"
     assert "checker allows files.read, models.read" in smedje.text(
         "roles", "update", "checker", "--permission", "files.read", "--permission", "models.read"
     )

@@ -70,10 +70,15 @@ def the(shell: Shell, *words: str) -> Any:
 
 def test_a_webhook_from_making_to_deletion(smedje: Shell, listening: str) -> None:
     """Made with its secret, tested, its log read, rotated, deleted; an address inside is refused in words."""
-    made = the(smedje, "webhooks", "create", listening, "--name", "ci")
+    failed = "fine_tuning.job.failed"
+    made = the(smedje, "webhooks", "create", listening, "--name", "ci", "--event", failed)
+    assert (made["name"], made["event_types"]) == ("ci", [failed])
     assert made["signing_secret"].startswith("whsec_")
     assert "signing_secret " in smedje("webhooks", "rotate", made["id"], "--keep-old")
     assert the(smedje, "webhooks", "test", made["id"])["status_code"] == 200
+    the(smedje, "webhooks", "test", made["id"], "--event", failed)
+    told = the(smedje, "webhooks", "deliveries", made["id"])["data"]
+    assert {one["type"] for one in told} == {"fine_tuning.job.succeeded", failed}
     assert "delivered" in smedje("webhooks", "deliveries", made["id"])
     assert made["id"] in smedje("webhooks", "list")
     assert "does not reach 10.0.0.1" in smedje("webhooks", "create", "http://10.0.0.1/", code=1)
@@ -85,12 +90,10 @@ def test_rules_are_set_tried_and_followed(server: Server, smedje: Shell) -> None
     """Days are shown and changed one by one; a preview with days of its own changes nothing."""
     server.upload(chat_lines(12))
     assert "files        0" in smedje("retention", "show")
-    assert the(smedje, "retention", "set", "--files", "30", "--events", "9") == {
-        "object": "retention",
-        "files": 30,
-        "checkpoints": 0,
-        "events": 9,
-    }
+    found = the(smedje, "retention", "set", "--files", "30", "--checkpoints", "7", "--events", "9")
+    assert found == {"object": "retention", "files": 30, "checkpoints": 7, "events": 9}
+    found = the(smedje, "retention", "set", "--checkpoints", "0")
+    assert found == {"object": "retention", "files": 30, "checkpoints": 0, "events": 9}
     assert "Nothing." in smedje("retention", "preview", "--files", "7")
     assert the(smedje, "retention", "apply")["data"] == []
 
@@ -111,6 +114,8 @@ def test_warnings_and_removal_by_command_line(server: Server, smedje: Shell) -> 
     """A limit's warning is a line of its own; what deleting a model frees is shown before."""
     smedje("quotas", "set", "deployments", "2", "--warn-at", "50")
     server.post("/api/deployments", {"name": "d", "model": TINY})
+    limits = the(smedje, "quotas", "set", "requests_per_minute", "6", "--deployment", "d")["data"]
+    assert ("requests_per_minute", "d") in [(one["name"], one["deployment"]) for one in limits]
     assert "warning: 50 % of the project's deployments" in smedje("quotas", "list")
     assert "no model" in smedje("models", "remove", f"ft:{TINY}:p:s:AbCd1234", "--preview", code=3)
     assert "location" in smedje("doctor")

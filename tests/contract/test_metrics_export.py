@@ -58,9 +58,9 @@ def rows(server: ServerProcess, job: str) -> Figures:
     return found
 
 
-def exported(server: ServerProcess, job: str, to: str, out: Path) -> dict[str, Any]:
+def exported(server: ServerProcess, job: str, to: str, out: Path, *more: str) -> dict[str, Any]:
     """What the command says that it wrote."""
-    command = [sys.executable, "-m", "smedje.cli", "jobs", "export-metrics", job, str(out), "--to", to, "--json"]
+    command = [sys.executable, "-m", "smedje.cli", "jobs", "export-metrics", job, str(out), "--to", to, "--json", *more]
     environment = {**os.environ, "SMEDJE_HOME": str(server.home), "SMEDJE_BASE_URL": server.url, "SMEDJE_API_KEY": KEY}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -108,12 +108,12 @@ def test_tensorboard_reads_the_figures(server: ServerProcess, job: str, tmp_path
 
 def test_mlflow_reads_the_figures(server: ServerProcess, job: str, tmp_path: Path) -> None:
     """The run's metrics equal the results file's, and its parameters are the job's resolved numbers."""
-    exported(server, job, "mlflow", tmp_path)
+    exported(server, job, "mlflow", tmp_path, "--project", "bells")
     script = (
         "import json, sys\n"
         "from mlflow.tracking import MlflowClient\n"
         "c = MlflowClient(tracking_uri=sys.argv[1])\n"
-        "run = c.search_runs([c.get_experiment_by_name('smedje').experiment_id])[0]\n"
+        "run = c.search_runs([c.get_experiment_by_name('bells').experiment_id])[0]\n"
         "found = {n: {m.step: m.value for m in c.get_metric_history(run.info.run_id, n)} for n in run.data.metrics}\n"
         "print(json.dumps([found, run.data.params]))\n"
     )

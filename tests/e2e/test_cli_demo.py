@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from smedje.cli.demo import running_server
+
 
 @pytest.mark.slow
 def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
@@ -40,6 +42,19 @@ def test_ctrl_c_ends_the_demo_and_all_it_started(tmp_path: Path) -> None:
     assert demo.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
     assert left_behind(home) == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_server_is_left_only_when_asked(tmp_path: Path, keep: bool) -> None:
+    """--keep leaves the demo's server running after a good end; without it, and after a bad one, it is stopped."""
+    with running_server(tmp_path, keep=keep) as (client, process):
+        assert client.get("/v1/models")["object"] == "list"
+    assert (process.poll() is None) is keep
+    process.terminate()
+    process.wait(timeout=60)
+    with pytest.raises(ZeroDivisionError), running_server(tmp_path, keep=keep) as (_, process):
+        raise ZeroDivisionError
+    assert process.poll() is not None
 
 
 def command(home: Path) -> list[str]:

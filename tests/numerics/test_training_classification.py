@@ -72,17 +72,19 @@ def test_the_head_reads_the_last_token_alone(place: Bench) -> None:
 
 
 def test_class_weights_give_every_class_the_same_total(place: Bench) -> None:
-    """Balanced weights times rows of a class are equal, and the knob changes what is learnt."""
+    """Balanced weights times rows of a class are equal; balanced, or named, the knob changes what is learnt."""
     dataset = labelled(place.prepare()[0].training.dataset)
     rows = range(len(dataset))
     weights = class_weights(dataset, rows)
     totals = [weights[c] * list(dataset.classes).count(c) for c in range(3)]
     assert totals == pytest.approx([len(dataset) / 3] * 3)
     balanced = place.with_spec(objective=ObjectiveSpec(kind="classification", balanced=True), max_steps=3)
-    heads = [one.train()[1].head for one in (place.with_spec(max_steps=3), balanced)]
-    assert heads[0] is not None
-    assert heads[1] is not None
-    assert not torch.equal(heads[0], heads[1])
+    named = place.with_spec(objective=ObjectiveSpec(kind="classification", class_weights={"sign": 5.0}), max_steps=3)
+    plain, *others = (one.train()[1].head for one in (place.with_spec(max_steps=3), balanced, named))
+    assert plain is not None
+    for other in others:
+        assert other is not None
+        assert not torch.equal(plain, other)
 
 
 def test_macro_f1_is_the_mean_over_classes() -> None:

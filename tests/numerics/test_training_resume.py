@@ -11,6 +11,7 @@ from smedje.modeling.adapter import adapter_files
 from smedje.training.checkpoint import STATE_FILE, load_latest_state, load_state, save_state, saved_steps
 from smedje.training.loop import State, train
 from smedje.training.spec import LoraSpec
+from smedje.training.worker import Reporter, train_run
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,14 @@ def test_two_states_are_kept(place: Bench) -> None:
     for _ in islice(train(job, state), 4):
         save_state(place.objects, folder, state)
     assert saved_steps(place.objects, folder) == [2, 3]
+
+
+def test_state_is_saved_as_often_as_is_asked(place: Bench, tmp_path: Path) -> None:
+    """With no seconds between, every step but the last leaves its state; with an hour, none does."""
+    for seconds, steps in ((0.0, [8, 9]), (3600.0, [])):
+        folder = place.with_spec(state_seconds=seconds).folder(f"run-every-{seconds}")
+        assert train_run(place.objects, folder, Reporter(folder), cache=tmp_path).step == 10
+        assert saved_steps(place.objects, folder) == steps
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])

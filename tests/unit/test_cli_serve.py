@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from smedje.cli.main import run
 from smedje.cli.serve import listen, url_of
 from smedje.errors import Unavailable
 
@@ -31,6 +32,28 @@ def test_the_url_is_the_one_to_type() -> None:
     if socket.has_ipv6:
         with listen("::1", 0) as held:
             assert url_of(held) == f"http://[::1]:{held.getsockname()[1]}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to catch on Windows")
+def test_other_machines_and_names_are_let_in_only_by_option(tmp_path: Path) -> None:
+    """An address that others reach needs --allow-remote, and then any name does; --allow-host names one more."""
+
+    def asked(words: list[str], name: str) -> int:
+        command = [sys.executable, "-m", "smedje.cli", "serve", "--port", "0", "--json", *words]
+        env = {"SMEDJE_HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            port = json.loads(server.stdout.readline())["url"].rpartition(":")[2]
+            answer = httpx2.get(f"http://127.0.0.1:{port}/healthz", headers={"host": name}, trust_env=False)
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=60)
+            return answer.status_code
+
+    assert run(["serve", "--host", "0.0.0.0", "--port", "0"]) == 2
+    named = ["--allow-host", "forge.example.org"]
+    assert asked(named, "forge.example.org") == 200
+    assert asked(named, "other.example.org") == 400
+    assert asked(["--host", "0.0.0.0", "--allow-remote"], "other.example.org") == 200
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM to catch on Windows")
