@@ -16,10 +16,11 @@ from smedje.domain.catalog import TrainingLimits
 from smedje.domain.files import File, FilePurpose, FileStatus
 from smedje.domain.jobs import FineTuningJob, JobRequest, JobStatus
 from smedje.errors import InvalidRequest
+from smedje.modeling.catalog import base_defaults
 from smedje.objects.store import open_objects
 from smedje.services.context import Context
 from smedje.services.job_request import METHOD_HYPERPARAMETERS, check_method_options, check_options
-from smedje.services.training_spec import Origin, base_defaults, build_spec
+from smedje.services.training_spec import Origin, build_spec
 from smedje.store import files as file_rows
 from smedje.store.database import Database
 from smedje.training.options import TrainingOptions, parse_options

@@ -15,9 +15,8 @@ def tokenizer_of(model: str) -> "ChatTokenizer":
     return load_chat_tokenizer(installed_folder(load_settings().home, model))
 
 
-def limit_of(model: str) -> int | None:
-    """The most tokens that an example may have by default; None for a model that only this machine knows."""
-    from smedje.modeling.catalog import load_catalog
+def limit_of(model: str) -> int:
+    """The most tokens that an example may have by default, as jobs have it."""
+    from smedje.modeling.catalog import base_defaults
 
-    entry = load_catalog().get(model)
-    return entry.defaults.max_tokens_per_example if entry else None
+    return base_defaults(model).max_tokens_per_example

@@ -130,7 +130,9 @@ def import_rows(
                 sink.write(one.line + b"\n")
             if entries is not None:
                 entries.write(msgspec.json.encode(one.to_dict(told.kept)) + b"\n")
-    done = told.result()
+        done = told.result()
+        if not done.kept:
+            raise InvalidRequest(f"Not one row could be taken. {done.summary}".strip(), code="nothing_left")
     if as_json:
         print_json({"out": str(out), "summary": done.summary, **msgspec.to_builtins(done)})
     else:

@@ -9,6 +9,9 @@ import msgspec
 from smedje.domain.catalog import BaseModel, ModelSource, SourceKind, TrainingDefaults, TrainingLimits
 from smedje.errors import NotFound
 
+# For base models that a user installed under a name of their own.
+GENERAL_DEFAULTS = TrainingDefaults(learning_rate=3e-4, batch_size=0, max_tokens_per_example=2048)
+
 
 class _Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kind: SourceKind
@@ -104,6 +107,12 @@ def find_base_model(name: str) -> BaseModel:
         code="model_not_found",
         param="model",
     )
+
+
+def base_defaults(name: str) -> TrainingDefaults:
+    """The catalog's defaults for a base model, or general ones for a model that only this machine knows."""
+    entry = _shipped().get(name)
+    return GENERAL_DEFAULTS if entry is None else entry.defaults
 
 
 def search_catalog(text: str = "", *, family: str | None = None, method: str | None = None) -> tuple[BaseModel, ...]:

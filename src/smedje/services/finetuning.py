@@ -16,6 +16,7 @@ from smedje.domain.jobs import Checkpoint, FineTuningJob, JobEvent, JobRequest, 
 from smedje.domain.projects import Project
 from smedje.domain.quotas import Limit
 from smedje.errors import Conflict, InvalidData, InvalidRequest, NotFound
+from smedje.modeling.catalog import base_defaults
 from smedje.services import files as file_service
 from smedje.services import quotas
 from smedje.services.audit import record_in
@@ -37,7 +38,6 @@ from smedje.services.job_request import (
 )
 from smedje.services.locations import check_location
 from smedje.services.run_events import job_event
-from smedje.services.training_spec import base_defaults
 from smedje.services.whole_models import tuned_in_full
 from smedje.store import jobs as store
 

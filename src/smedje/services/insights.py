@@ -20,7 +20,7 @@ from smedje.data.view import LineView, view_line
 from smedje.domain.files import File, FilePurpose, insights_key, report_key
 from smedje.domain.projects import Project
 from smedje.errors import NotFound
-from smedje.modeling.catalog import load_catalog
+from smedje.modeling.catalog import base_defaults
 from smedje.modeling.folder import installed_folder
 from smedje.services import files as file_service
 from smedje.services.context import Context
@@ -101,10 +101,9 @@ def tokenizer(ctx: Context, model: str) -> ChatTokenizer:
     return load_chat_tokenizer(installed_folder(ctx.home, model))
 
 
-def token_limit(model: str) -> int | None:
-    """The most tokens that an example may have by a base model's default; None where only this machine knows it."""
-    entry = load_catalog().get(model)
-    return entry.defaults.max_tokens_per_example if entry else None
+def token_limit(model: str) -> int:
+    """The most tokens that an example may have by a base model's default, as jobs have it."""
+    return base_defaults(model).max_tokens_per_example
 
 
 def _seen(ctx: Context, file: File) -> Insights:

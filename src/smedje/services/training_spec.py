@@ -11,16 +11,13 @@ from smedje.domain.catalog import TrainingDefaults
 from smedje.domain.files import content_key
 from smedje.domain.jobs import FineTuningJob
 from smedje.errors import NotFound
-from smedje.modeling.catalog import find_base_model
+from smedje.modeling.catalog import base_defaults
 from smedje.modeling.folder import installed_folder
 from smedje.services.context import Context
 from smedje.store import files as file_rows
 from smedje.training.from_options import lora_spec, objective_spec, optimizer_spec, schedule_spec, watch_spec
 from smedje.training.options import TrainingOptions, parse_options
 from smedje.training.spec import DataSpec, LoraSpec, TrainingSpec
-
-# For base models that a user installed under a name of their own.
-GENERAL_DEFAULTS = TrainingDefaults(learning_rate=3e-4, batch_size=0, max_tokens_per_example=2048)
 
 MICRO_BATCH_TOKENS = 2048
 # How often state for an exact resume is saved. All weights with their moments are gigabytes.
@@ -33,14 +30,6 @@ class Origin:
 
     base_model: str
     adapter_key: str | None = None
-
-
-def base_defaults(base_model: str) -> TrainingDefaults:
-    """The catalog's defaults for a base model, or general ones for a model that only this machine knows."""
-    try:
-        return find_base_model(base_model).defaults
-    except NotFound:
-        return GENERAL_DEFAULTS
 
 
 def max_tokens(job: FineTuningJob) -> int:
