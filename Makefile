@@ -53,3 +53,8 @@ gguf-read-back:
 .PHONY: clients-node
 clients-node:
 	@SMEDJE_TEST_NODE=1 $(PYTHON) bootstrap.py test tests/e2e/test_clients.py -k npm $(ARGS)
+
+# The engine contract on vLLM itself, in an environment of its own that is made on first use (several GB); five minutes.
+.PHONY: engines-vllm
+engines-vllm:
+	@$(PYTHON) bootstrap.py bench engines_vllm $(ARGS)

@@ -37,8 +37,20 @@ def environment(name: str) -> Path:
         _run([str(programs / "pip"), "install", "-q", *wanted])
         if unwanted:
             _run([str(programs / "pip"), "uninstall", "-q", "-y", *unwanted])
+        if name == "vllm":
+            _name_vllm(folder)
         (folder / "ready").write_text("ok")
     return programs
+
+
+def _name_vllm(folder: Path) -> None:
+    """vLLM asks for its version under the name `vllm`, and by it knows that it is a CPU build; the CPU build on PyPI
+    is installed under a name of its own."""
+    version = PACKAGES["vllm"][0][0].partition("==")[2] + "+cpu"
+    (site,) = folder.glob("lib/python3*/site-packages")
+    alias = site / f"vllm-{version}.dist-info"
+    alias.mkdir(exist_ok=True)
+    (alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
 
 
 def write_adapters(base: Path, target: Path, count: int, *, plain: bool, env: dict[str, str] | None = None) -> None:

@@ -6,8 +6,9 @@ An unknown variable that begins with SMEDJE_ is refused, so that a misspelt sett
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -16,7 +17,30 @@ from smedje.errors import InvalidRequest
 PREFIX = "SMEDJE_"
 # Read by the command line's client side or by spawned workers, not part of Settings.
 OTHER_VARIABLES = frozenset({"SMEDJE_BASE_URL", "SMEDJE_API_KEY", "SMEDJE_PROJECT"})
-DEVICES = ("auto", "cpu", "cuda")
+# Settings of which only these values are known.
+CHOICES = {
+    f"{PREFIX}DEVICE": ("auto", "cpu", "cuda"),
+    f"{PREFIX}ENGINE": ("torch", "vllm"),
+    f"{PREFIX}SERVING_WEIGHTS": ("fp32", "int8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSettings:
+    """Settings of the engines that answer; each is a variable of its own like those of Settings.
+
+    engine: what answers: `torch`, our own engine, or `vllm`, a vLLM server in an environment of its own.
+    engine_idle_seconds: an engine without requests for this long is stopped.
+    serving_weights: what our own engine holds base models in: `fp32`, exact, or `int8`, faster and a quarter of the
+    size, for models that pass a check of what they say; others stay in fp32.
+    vllm: vLLM's program, a path or a name on PATH. vllm_options: further options for `vllm serve`, as in a shell.
+    """
+
+    engine: str = "torch"
+    engine_idle_seconds: int = 900
+    serving_weights: str = "fp32"
+    vllm: str = "vllm"
+    vllm_options: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +54,7 @@ class Settings:
     max_running_jobs: fine-tuning jobs that may run at once on this machine.
     threads: compute threads for one worker; 0 means all usable cores.
     device: what jobs train on: `cpu`, `cuda`, or `auto` for an NVIDIA GPU where there is one.
-    engine_idle_seconds: an engine without requests for this long is stopped.
+    serving: the engines that answer.
     warm_seconds: a process that holds a base model for the next job ends after this long without one; 0: none is kept.
     warm_model: base model that is held from the server's start on; empty: the one of the latest job.
     lease_seconds: how long a scheduler may be silent before another takes its jobs.
@@ -51,7 +75,7 @@ class Settings:
     max_running_jobs: int = 1
     threads: int = 0
     device: str = "auto"
-    engine_idle_seconds: int = 900
+    serving: ServingSettings = field(default_factory=ServingSettings)
     warm_seconds: int = 600
     warm_model: str = ""
     lease_seconds: int = 8
@@ -66,6 +90,12 @@ class Settings:
     oidc_roles: str = ""
 
 
+def variables() -> dict[str, Field[Any]]:
+    """Every environment variable of Settings, with the field that it fills."""
+    plain = [one for one in fields(Settings) if one.name != "serving"]
+    return {f"{PREFIX}{one.name.upper()}": one for one in (*plain, *fields(ServingSettings))}
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment.
 
@@ -73,7 +103,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises InvalidRequest for an unknown SMEDJE_ variable or a value of the wrong kind.
     """
     env = os.environ if environ is None else environ
-    known = {f"{PREFIX}{f.name.upper()}": f for f in fields(Settings)}
+    known = variables()
     values: dict[str, object] = {}
     for name, raw in env.items():
         if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
@@ -89,7 +119,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if text is None:
             text = Path(raw).read_text(encoding="utf-8").strip()
         values[known[key].name] = _parse(name, known[key].type, text)
-    settings = Settings(**values)  # type: ignore[arg-type]  # each value was parsed to its field's type just above
+    serving = {one.name: values.pop(one.name) for one in fields(ServingSettings) if one.name in values}
+    # Each value was parsed to its field's type just above.
+    settings = Settings(serving=ServingSettings(**serving), **values)  # type: ignore[arg-type]
     return _with_defaults(settings)
 
 
@@ -106,9 +138,9 @@ def _parse(name: str, kind: object, text: str) -> object:
                 f"{name} must be a whole number of at least 0, found {text!r}.", code="invalid_setting", param=name
             )
         return number
-    if name == f"{PREFIX}DEVICE" and text not in DEVICES:
+    if text not in CHOICES.get(name, (text,)):
         raise InvalidRequest(
-            f"{name} must be one of {', '.join(DEVICES)}, found {text!r}.", code="invalid_setting", param=name
+            f"{name} must be one of {', '.join(CHOICES[name])}, found {text!r}.", code="invalid_setting", param=name
         )
     return text
 

@@ -4,11 +4,14 @@ import asyncio
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,13 +37,15 @@ from smedje.services.scheduler import Limits, Scheduler
 from smedje.services.upkeep import Upkeep
 from smedje.services.uploads import sweep_uploads
 from smedje.serving.supervisor import EnginePool, EngineSettings
-from smedje.settings import Settings
+from smedje.settings import ServingSettings, Settings
 from smedje.store.database import Database
 
 if TYPE_CHECKING:
     from smedje.services.oidc import Provider
 
 STOP_SECONDS = 15.0
+# vLLM compiles and profiles before it answers: minutes on a CPU.
+VLLM_START_SECONDS = 900.0
 
 
 def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
@@ -177,11 +182,41 @@ def _provider(settings: Settings) -> "Provider | None":
 
 
 def _engine_settings(settings: Settings) -> EngineSettings:
-    return EngineSettings(
+    plain = EngineSettings(
         objects_url=settings.objects_url,
         cache=settings.home / "cache",
         logs=settings.home / "logs",
         threads=settings.threads,
-        idle_seconds=settings.engine_idle_seconds,
+        idle_seconds=settings.serving.engine_idle_seconds,
         env=worker_environment(os.environ, objects_url=settings.objects_url),
+    )
+    if settings.serving.engine == "torch":
+        return replace(plain, command=(*plain.command, "--numbers", settings.serving.serving_weights))
+    return _with_vllm(plain, settings.serving)
+
+
+def _with_vllm(plain: EngineSettings, serving: ServingSettings) -> EngineSettings:
+    """Engines that are vLLM's. Raises InvalidRequest when there is no such program."""
+    program = shutil.which(serving.vllm)
+    if program is None:
+        raise InvalidRequest(
+            f"SMEDJE_ENGINE is vllm and there is no program {serving.vllm!r}. Install vLLM in an environment of its "
+            "own and set SMEDJE_VLLM to the path of its program.",
+            code="invalid_setting",
+            param="SMEDJE_VLLM",
+        )
+    if serving.serving_weights != "fp32":
+        raise InvalidRequest(
+            "SMEDJE_SERVING_WEIGHTS is for our own engine and SMEDJE_ENGINE is vllm. Unset it, and give vLLM its own "
+            "option, such as --quantization, in SMEDJE_VLLM_OPTIONS.",
+            code="invalid_setting",
+            param="SMEDJE_SERVING_WEIGHTS",
+        )
+    command = (sys.executable, "-m", "smedje.serving.vllm_worker", "--vllm", str(Path(program).resolve()))
+    theirs = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+    return replace(
+        plain,
+        command=(*command, f"--vllm-options={serving.vllm_options}"),
+        start_seconds=VLLM_START_SECONDS,
+        env={**theirs, **plain.env},
     )

@@ -5,7 +5,6 @@ environment, read the difference, and commit it with the change.
 """
 
 import ast
-import dataclasses
 import difflib
 import os
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typer.testing import CliRunner
 from smedje import errors
 from smedje.cli import exits
 from smedje.cli.main import app
-from smedje.settings import OTHER_VARIABLES, PREFIX, Settings
+from smedje.settings import OTHER_VARIABLES, variables
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 WIDTH = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
@@ -46,10 +45,10 @@ def cli_help() -> str:
 def settings() -> str:
     """Every environment variable that is read, with its type and default."""
     lines = [f"{name} (client)" for name in sorted(OTHER_VARIABLES)]
-    for field in dataclasses.fields(Settings):
+    for name, field in variables().items():
         kind = getattr(field.type, "__name__", str(field.type))
         default = "the platform's user data folder" if field.name == "home" else repr(field.default)
-        lines.append(f"{PREFIX}{field.name.upper()}: {kind} = {default}")
+        lines.append(f"{name}: {kind} = {default}")
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,8 @@ from smedje.modeling.tiny_random import write_tiny_llama
 from smedje.modeling.transformer import CausalDecoder
 from smedje.objects.store import open_objects
 from smedje.serving.adapters import AdapterCache
-from smedje.serving.engine import Delivery, Engine, GenerationRequest, TokenCounts, TokenLogprob
+from smedje.serving.engine import GRAMMAR_REFUSED, Delivery, Engine, GenerationRequest, TokenCounts, TokenLogprob
+from smedje.serving.grammar import Grammars
 from smedje.serving.torch_engine import EngineLimits, TorchEngine
 
 GREEDY = Sampling(temperature=0.0)
@@ -56,6 +57,8 @@ def collect(deliveries: Iterable[Delivery], into: dict[int, Completion]) -> None
     """Append deliveries to the completions that they belong to."""
     for delivery in deliveries:
         so_far, chunk = into.get(delivery.request_id, Completion()), delivery.chunk
+        if chunk.error is not None:
+            raise chunk.error
         assert so_far.finish is None, "nothing follows the last chunk"
         into[delivery.request_id] = Completion(
             tokens=so_far.tokens + chunk.tokens,
@@ -72,8 +75,7 @@ def drive(engine: Engine, requests: Mapping[int, GenerationRequest]) -> dict[int
         engine.add(request_id, asked)
     done: dict[int, Completion] = {}
     while any(request_id not in done or done[request_id].finish is None for request_id in requests):
-        assert engine.wait()
-        collect(engine.step(), done)
+        advance(engine, done)
     return done
 
 
@@ -94,10 +96,16 @@ def write_adapter(model: CausalDecoder, folder: Path, *, seed: int, size: float 
     save_adapter(folder, weights, config, "tiny")
 
 
-def tiny_model(folder: Path) -> CausalDecoder:
+def advance(engine: Engine, done: dict[int, Completion]) -> None:
+    """Wait until there is something to do, and do it."""
+    assert engine.wait()
+    collect(engine.step(), done)
+
+
+def tiny_model(folder: Path, *, hidden: int = 64) -> CausalDecoder:
     """A random two-layer Llama with 320 tokens and 512 positions."""
     torch.set_num_threads(1)
-    write_tiny_llama(folder)
+    write_tiny_llama(folder, hidden=hidden)
     return load_decoder(folder)
 
 
@@ -108,11 +116,19 @@ def write_adapters(model: CausalDecoder, objects: Path) -> None:
 
 
 def torch_engine(
-    model: CausalDecoder, objects: Path, *, adapters: int = 8, limits: EngineLimits | None = None
+    model: CausalDecoder,
+    objects: Path,
+    *,
+    adapters: int = 8,
+    limits: EngineLimits | None = None,
+    tokenizer: Path | None = None,
 ) -> TorchEngine:
-    """Our engine on a model, with adapters from a local folder."""
+    """Our engine on a model, with adapters from a local folder; with a tokenizer.json it takes grammars."""
     cache = AdapterCache(model, open_objects(objects.as_uri()), folder=objects / "unused", capacity=adapters)
-    return TorchEngine(model, cache, limits or EngineLimits(context=CONTEXT, token_capacity=8 * CONTEXT))
+    grammars = None if tokenizer is None else Grammars(tokenizer, vocabulary=model.shape.vocab_size)
+    return TorchEngine(
+        model, cache, limits or EngineLimits(context=CONTEXT, token_capacity=8 * CONTEXT), grammars=grammars
+    )
 
 
 class EngineSuite:
@@ -169,10 +185,10 @@ class EngineSuite:
         done: dict[int, Completion] = {}
         engine.add(3, early)
         while len(done.get(3, Completion()).tokens) < 4:
-            collect(engine.step(), done)
+            advance(engine, done)
         engine.add(4, late)
         while not all(done.get(number, Completion()).finish for number in (3, 4)):
-            collect(engine.step(), done)
+            advance(engine, done)
         assert (done[3], done[4]) == expected
 
     def test_a_seed_makes_a_draw_repeatable(self, engine: Engine) -> None:
@@ -211,12 +227,50 @@ class EngineSuite:
         assert complete(engine, request()).logprobs == ()
 
     def test_penalties_keep_tokens_from_coming_again(self, engine: Engine) -> None:
-        """With a presence penalty beyond every logit no token comes twice."""
-        free = complete(engine, request(max_tokens=12)).tokens
-        assert len(set(free)) < len(free), "the tiny model repeats itself, or this shows nothing"
-        penalised = replace(request(max_tokens=12), sampling=Sampling(temperature=0.0, presence_penalty=1000.0))
-        once = complete(engine, penalised).tokens
-        assert len(set(once)) == len(once) == 12
+        """A presence penalty bends what a repeating model says, a frequency penalty makes repeats rarer and rarer."""
+        free = complete(engine, request(max_tokens=40)).tokens
+        assert len(set(free)) < 30, "the tiny model repeats itself, or this shows nothing"
+        present = Sampling(temperature=0.0, presence_penalty=2.0)
+        frequent = Sampling(temperature=0.0, frequency_penalty=2.0)
+        rewarded = Sampling(temperature=0.0, frequency_penalty=-2.0)
+        said = [
+            complete(engine, replace(request(max_tokens=40), sampling=sampling)).tokens
+            for sampling in (present, frequent, rewarded)
+        ]
+        assert len(set(said[0])) > len(set(free))
+        assert len(set(said[1])) == 40
+        assert len(set(said[2][-20:])) == 1, "what was said once is said for ever"
+
+    def test_a_bias_moves_the_choice(self, engine: Engine) -> None:
+        """A large bias chooses a token, a small one does not show, and -100 keeps the likeliest away."""
+
+        def said(*bias: tuple[int, float]) -> tuple[int, ...]:
+            sampling = Sampling(temperature=0.0, logit_bias=bias)
+            return complete(engine, replace(request(max_tokens=6), sampling=sampling)).tokens
+
+        free = said()
+        assert said((7, 100.0)) == (7,) * 6
+        assert said((7, 1e-6)) == free
+        assert free[0] not in said((free[0], -100.0))
+
+    def test_a_nucleus_of_nothing_holds_the_likeliest(self, engine: Engine) -> None:
+        """top_p 0 is greedy at any temperature."""
+        warm = replace(request(), sampling=Sampling(temperature=1.5, top_p=0.0, seed=1))
+        assert complete(engine, warm).tokens == complete(engine, request()).tokens
+
+    def test_a_grammar_holds_the_answer(self, engine: Engine) -> None:
+        """The answer is a text of the grammar, then a token that ends it; a broken grammar is refused by its code."""
+        stops = frozenset({0, 2})
+        asked = replace(request(max_tokens=20), grammar='%llguidance {}\nstart: "yes" | "no"\n', stop_ids=stops)
+        done = complete(engine, asked)
+        # The tiny model's tokenizer has three control tokens and a token for every byte after them.
+        assert bytes(token - 3 for token in done.tokens) in (b"yes", b"no")
+        assert done.finish is FinishReason.STOP
+        assert done.stop_token in stops
+        broken = replace(asked, grammar="%llguidance {}\nstart: nothing\n")
+        with pytest.raises(InvalidRequest) as refusal:
+            complete(engine, broken)
+        assert refusal.value.code == GRAMMAR_REFUSED
 
     def test_an_adapter_changes_its_own_rows_only(self, engine: Engine) -> None:
         """Each adapter speaks its own way."""
@@ -229,10 +283,10 @@ class EngineSuite:
         engine.add(2, request(seed=2, max_tokens=30))
         done: dict[int, Completion] = {}
         while len(done.get(1, Completion()).tokens) < 3:
-            collect(engine.step(), done)
+            advance(engine, done)
         engine.cancel(1)
-        while done[2].finish is None:
-            collect(engine.step(), done)
+        while done.get(2, Completion()).finish is None:
+            advance(engine, done)
         assert len(done[1].tokens) == 3
         assert done[2] == complete(engine, request(seed=2, max_tokens=30))
         stats = engine.stats()
@@ -310,8 +364,7 @@ class EngineSuite:
             thread.start()
         done: dict[int, Completion] = {}
         while len(done) < 12 or any(completion.finish is None for completion in done.values()):
-            assert engine.wait()
-            collect(engine.step(), done)
+            advance(engine, done)
         for thread in threads:
             thread.join()
         assert done == expected

@@ -31,9 +31,15 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> CausalDecoder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder."""
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, objects: Path) -> CausalDecoder:
     """A tiny model, whose adapters are in `objects`."""
-    model = tiny_model(tmp_path_factory.mktemp("model"))
+    model = tiny_model(folder)
     write_adapters(model, objects)
     return model
 
@@ -42,19 +48,19 @@ class TestTorchEngine(EngineSuite):
     """The shared promises, kept by our engine."""
 
     @pytest.fixture
-    def engine(self, model: CausalDecoder, objects: Path) -> Engine:
+    def engine(self, model: CausalDecoder, folder: Path, objects: Path) -> Engine:
         """A fresh one for each test."""
-        return torch_engine(model, objects)
+        return torch_engine(model, objects, tokenizer=folder / "tokenizer.json")
 
 
 class TestCrowdedTorchEngine(EngineSuite):
     """The shared promises, kept with room for barely more than one context, short steps and few adapters."""
 
     @pytest.fixture
-    def engine(self, model: CausalDecoder, objects: Path) -> Engine:
+    def engine(self, model: CausalDecoder, folder: Path, objects: Path) -> Engine:
         """A fresh one for each test."""
         limits = EngineLimits(context=CONTEXT, token_capacity=CONTEXT, max_batch_tokens=16, max_sequences=4)
-        return torch_engine(model, objects, adapters=1, limits=limits)
+        return torch_engine(model, objects, adapters=1, limits=limits, tokenizer=folder / "tokenizer.json")
 
 
 def test_preemption_loses_nothing(model: CausalDecoder, objects: Path) -> None:

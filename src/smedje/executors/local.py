@@ -67,10 +67,16 @@ class LocalExecutor:
         return _leader(handle) is not None
 
     def stop(self, handle: Mapping[str, Any], *, grace_seconds: float) -> None:
-        """See Executor.stop. SIGTERM to the process group and all descendants, then SIGKILL."""
+        """See Executor.stop. SIGTERM to the worker, which may still need its children; then, while grace lasts, to all
+        that is left of its process group and descendants; then SIGKILL."""
         members = _members(handle)
-        _signal(members, signal.SIGTERM)
-        left = _wait(members, seconds=grace_seconds)
+        over = time.monotonic() + grace_seconds
+        if (leader := _leader(handle)) is not None:
+            _signal([leader], signal.SIGTERM)
+            _wait([leader], seconds=grace_seconds)
+        left = [process for process in members if _running(process)]
+        _signal(left, signal.SIGTERM)
+        left = _wait(left, seconds=over - time.monotonic())
         deadline = time.monotonic() + KILL_SECONDS
         # Looked up again each time: a member may have had children between the look and the signal.
         while left := list({*left, *_members(handle)}):

@@ -39,7 +39,8 @@ class ProcessStarter(Protocol):
 class EngineSettings:
     """How engines are run.
 
-    objects_url: where adapters are. cache, logs: folders for fetched adapters and for what engines print.
+    command: what starts one; its options follow. objects_url: where adapters are. cache, logs: folders for fetched
+    adapters and for what engines print.
     threads: compute threads of one engine; 0 means all usable cores. idle_seconds: without requests for this long an
     engine is stopped. start_seconds: an engine that is not ready by then has failed. grace_seconds: time to finish
     running completions when stopped. env: the whole environment of the process.
@@ -48,6 +49,7 @@ class EngineSettings:
     objects_url: str
     cache: Path
     logs: Path
+    command: tuple[str, ...] = (sys.executable, "-m", "smedje.serving.worker")
     threads: int = 0
     idle_seconds: float = 900.0
     start_seconds: float = 120.0
@@ -169,6 +171,8 @@ class EnginePool:
             if self._closed:
                 raise Unavailable("The server is stopping.", code="stopping")
             if not self._alive(slot):
+                # What a dead process has left behind would keep its memory.
+                self._retire(slot)
                 self._start(base_model, folder, slot)
             if slot.ready:
                 return
@@ -211,7 +215,7 @@ class EnginePool:
         }
         if slot.weights is not None:
             options["--weights"] = slot.weights
-        argv = [sys.executable, "-m", "smedje.serving.worker"]
+        argv = list(settings.command)
         for name, value in options.items():
             argv += [name, str(value)]
         slot.handle = self._starter.start(
