@@ -137,6 +137,7 @@ def test_accounts_and_roles_by_command_line(server: Server, smedje: Shell, monke
 
     typed("correct horse battery staple\n")
     assert smedje.text("users", "create", "dee@example.org", "--name", "Dee").startswith("made dee@example.org (user_")
+    assert [one["name"] for one in smedje.json("users", "list")["data"] if one["email"] == "dee@example.org"] == ["Dee"]
     typed("short\n")
     assert "12 to 256 characters" in smedje.text("users", "create", "eli@example.org", code=1)
     assert smedje.json("users", "create", "eli@example.org", "--no-password")["password"] is False

@@ -43,12 +43,14 @@ def smedje(server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 @pytest.fixture
-def listening() -> Iterator[str]:
-    """The address of somebody who takes everything."""
+def listening() -> Iterator[tuple[str, list[str]]]:
+    """The address of somebody who takes everything, and the signatures that came."""
+    signatures: list[str] = []
 
     class Hook(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
+            signatures.append(self.headers["webhook-signature"])
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -58,7 +60,7 @@ def listening() -> Iterator[str]:
 
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{found.server_port}/"
+    yield f"http://127.0.0.1:{found.server_port}/", signatures
     found.shutdown()
     found.server_close()
 
@@ -68,10 +70,12 @@ def the(shell: Shell, *words: str) -> Any:
     return json.loads(shell(*words, "--json"))
 
 
-def test_a_webhook_from_making_to_deletion(smedje: Shell, listening: str) -> None:
-    """Made with its secret, tested, its log read, rotated, deleted; an address inside is refused in words."""
+def test_a_webhook_from_making_to_deletion(smedje: Shell, listening: tuple[str, list[str]]) -> None:
+    """Made with its secret, tested, its log read, rotated (with --keep-old the old secret signs too), deleted; an
+    address inside is refused in words."""
+    url, signatures = listening
     failed = "fine_tuning.job.failed"
-    made = the(smedje, "webhooks", "create", listening, "--name", "ci", "--event", failed)
+    made = the(smedje, "webhooks", "create", url, "--name", "ci", "--event", failed)
     assert (made["name"], made["event_types"]) == ("ci", [failed])
     assert made["signing_secret"].startswith("whsec_")
     assert "signing_secret " in smedje("webhooks", "rotate", made["id"], "--keep-old")
@@ -79,6 +83,9 @@ def test_a_webhook_from_making_to_deletion(smedje: Shell, listening: str) -> Non
     the(smedje, "webhooks", "test", made["id"], "--event", failed)
     told = the(smedje, "webhooks", "deliveries", made["id"])["data"]
     assert {one["type"] for one in told} == {"fine_tuning.job.succeeded", failed}
+    smedje("webhooks", "rotate", made["id"])
+    the(smedje, "webhooks", "test", made["id"])
+    assert [len(one.split()) for one in signatures] == [2, 2, 1]
     assert "delivered" in smedje("webhooks", "deliveries", made["id"])
     assert made["id"] in smedje("webhooks", "list")
     assert "does not reach 10.0.0.1" in smedje("webhooks", "create", "http://10.0.0.1/", code=1)

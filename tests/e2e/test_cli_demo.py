@@ -21,6 +21,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["fine_tuned_model"].startswith("ft:phi-3-tiny-random:default:demo:")
+    assert found["estimate"]["n_epochs"] == 1
     assert found["evaluation"]["tuned"]["loss"] < found["evaluation"]["base"]["loss"]
     assert found["answers"].keys() == {"base", "tuned"}
     assert (home / "models" / "phi-3-tiny-random" / "smedje.json").is_file()

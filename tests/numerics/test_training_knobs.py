@@ -25,6 +25,7 @@ from smedje.training.spec import (
     ScheduleSpec,
     WatchSpec,
 )
+from smedje.training.worker import Reporter, train_run
 
 OPTIMIZERS: tuple[OptimizerKind, ...] = ("adamw", "adam", "sgd", "adafactor", "lion", "muon")
 
@@ -263,14 +264,21 @@ def test_early_stopping_counts_evaluations_without_a_fall(place: Bench) -> None:
 
 
 def test_best_step_has_the_lowest_loss_and_a_checkpoint(place: Bench) -> None:
-    """At a rate that overshoots, the best step is not the last; it was kept, and the state knows it after a resume."""
+    """At a rate that overshoots, the best step is not the last; it was kept, becomes the model, and the state knows it
+    after a resume."""
     here = place.with_spec(
-        watch=WatchSpec(evaluate_every=2, best=True), optimizer=OptimizerSpec(learning_rate=0.3), n_epochs=3
+        watch=WatchSpec(evaluate_every=2, best=True),
+        optimizer=OptimizerSpec(learning_rate=0.1),
+        schedule=ScheduleSpec(kind="constant"),
+        n_epochs=3,
     )
     records, state = here.train()
     measured = {r.step: r.full_valid_loss for r in records[1:] if r.full_valid_loss is not None}
     assert state.best.step == min(measured, key=lambda step: measured[step])
     assert state.best.step in {r.step for r in records if r.keep}
+    told = here.folder("run-whole")
+    result = train_run(here.objects, told, Reporter(told), cache=here.root / "cache")
+    assert result.data["model_step"] == state.best.step < result.step
     folder = here.folder("run-best")
     job, first = here.prepare()
     for record in itertools.islice(train(job, first), 8):

@@ -12,7 +12,7 @@ from sample_models import write_model_folder
 
 from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.data.counting import count_tokens
-from smedje.data.report import LARGE, distribution, report_to_dict, with_tokens
+from smedje.data.report import LARGE, distribution, report_to_json, with_tokens
 from smedje.data.validate import validate_file
 
 USER: dict[str, Any] = {"role": "user", "content": "Where is it?"}
@@ -50,7 +50,9 @@ def test_tokens_are_checked_against_a_base_model(tmp_path: Path) -> None:
     report = with_tokens(validate_file(path), problems, tokens)
     assert [problem.code for problem in report.problems] == ["example_too_long", "invalid_json"]
     assert report.statistics.errors == 2
-    assert report_to_dict(report)["statistics"]["tokens"]["limit"] == 150
+    told = json.loads(report_to_json(report))["statistics"]
+    assert told["tokens"]["limit"] == 150
+    assert told["problem_codes"] == {"example_too_long": 1, "invalid_json": 1}
 
 
 def test_what_one_model_cannot_train_is_a_problem_of_that_model(tmp_path: Path) -> None:

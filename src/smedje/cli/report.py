@@ -35,8 +35,8 @@ def has_errors(report: Mapping[str, Any]) -> bool:
 def _lines(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         match value:
-            case None:
-                continue
+            case None | list() | tuple():
+                continue  # a histogram, drawn as bars beside the insights
             case {"median": median, "p10": low, "p90": high, "max": most}:
                 yield prefix + name, f"median {median}, most between {low} and {high}, longest {most}"
             case dict() if value and all(isinstance(part, int) for part in value.values()):

@@ -181,7 +181,7 @@ def _large_distribution(values: Sequence[int]) -> Distribution:
 def with_tokens(report: Report, problems: Iterable[Problem], tokens: TokenStatistics) -> Report:
     """The report with what `count_tokens` found; all of its problems are errors."""
     errors = sum(tokens.problem_codes.values())
-    codes = Counter(report.statistics.problem_codes) + Counter(tokens.problem_codes)
+    codes = dict(Counter(report.statistics.problem_codes) + Counter(tokens.problem_codes))
     found = replace(report.statistics, tokens=tokens, errors=report.statistics.errors + errors, problem_codes=codes)
     by_weight = sorted([*report.problems, *problems], key=lambda problem: (problem.severity, problem.line))
     return Report(tuple(sorted(by_weight[:KEPT_PROBLEMS], key=lambda problem: problem.line)), found)
