@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--program", type=Path, help="a vLLM program, in place of an environment of its own")
     options, rest = parser.parse_known_args()
     program = options.program or environment("vllm") / "vllm"
-    command = [sys.executable, "-m", "pytest", "-n0", "-s", "--durations=10", "--timeout", "900", *TESTS, *rest]
+    command = [sys.executable, "bootstrap.py", "test", *TESTS, "-n0", "-s", "--durations=10", "--timeout", "900", *rest]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "SMEDJE_TEST_VLLM": str(program)}).returncode
 
 

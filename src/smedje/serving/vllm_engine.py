@@ -244,7 +244,7 @@ class VllmEngine:
             async for line in response.aiter_lines():
                 text = line.removeprefix(EVENT_PREFIX)
                 if text == END_OF_EVENTS:
-                    return
+                    break
                 if line.startswith(EVENT_PREFIX) and self._arrive(request_id, flight, answer.take(read_event(text))):
                     return
         raise _gone()

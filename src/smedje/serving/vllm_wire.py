@@ -100,12 +100,12 @@ def body_of_request(request: GenerationRequest, *, context: int, model: str) -> 
 
 
 def error_of_failure(failure: Failure, request: GenerationRequest) -> SmedjeError:
-    """The error that a client sees for what vLLM said; its 4xx are about the request, the rest is the engine's."""
+    """The error that a client sees for what vLLM said: its 4xx are about the request, all else may be asked again."""
     status = failure.code if isinstance(failure.code, int) else 500
-    if status == 503:
-        return Unavailable("The engine of this model is busy. Try again.", code="engine_unreachable")
-    if not 400 <= status < 500 or status == 404:
-        return InternalError("The engine failed on this request. See its log.")
+    if status == 404:
+        return InternalError("vLLM does not know a model that it was given.")
+    if not 400 <= status < 500:
+        return Unavailable("The engine of this model failed on this request. Try again.", code=ENGINE_GONE)
     if request.grammar is not None:
         return InvalidRequest(f"The schema cannot be enforced: {failure.message[:400]}", code=GRAMMAR_REFUSED)
     return InvalidRequest(f"The engine refused the request: {failure.message[:400]}", code="invalid_value")
