@@ -6,6 +6,7 @@ of about 400 tokens. Engines, each in an environment of its own that is made on 
 
   smedje        our server; also a first token of a cold adapter and behind a cold prompt against warm ones
   inside        our engine alone: decode steps with no, one and eight adapters, interleaved
+  inside-int8   the same with weights in eight bits
   transformers  `transformers serve`, which knows no adapters
   peft          transformers + peft generating a batch at a time, mixed adapters by `adapter_names`
   llama         llama.cpp (cyllama), one completion alone, Q8_0 made from the GGUF file that our export writes
@@ -32,7 +33,7 @@ from serve_cpu_load import cold_and_warm, measured, workloads
 from serve_cpu_servers import SERVERS, environment, running, write_adapters
 
 ROOT = Path(__file__).resolve().parent
-USUAL = "guard,inside,smedje,llama,peft,transformers"
+USUAL = "guard,inside,inside-int8,smedje,llama,peft,transformers"
 ADAPTERS = 8
 # A server that answers one after another would take minutes to end what many clients began.
 MOST_CLIENTS = {"transformers": 4}
@@ -65,7 +66,8 @@ def run(engine: str, found: dict[str, Any], scratch: Path, options: argparse.Nam
     if engine in SERVERS:
         serve(engine, found, scratch, options)
         return
-    found |= {"guard": guard, "inside": inside, "peft": peft, "llama": llama}[engine](scratch, options)
+    alone = {"guard": guard, "inside": inside, "inside-int8": inside_int8, "peft": peft, "llama": llama}
+    found |= alone[engine](scratch, options)
 
 
 def serve(engine: str, found: dict[str, Any], scratch: Path, options: argparse.Namespace) -> None:
@@ -89,10 +91,21 @@ def guard(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     return child([sys.executable, str(ROOT / "serve_cpu_guard.py")], asked, options)
 
 
-def inside(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+def inside(scratch: Path, options: argparse.Namespace, *, numbers: str = "fp32") -> dict[str, Any]:
     """Our engine without HTTP."""
-    asked = {"adapters": str(adapters(scratch, options)), "count": ADAPTERS, "rounds": 3, "tokens": options.tokens // 4}
+    asked: dict[str, Any] = {
+        "numbers": numbers,
+        "adapters": str(adapters(scratch, options)),
+        "count": ADAPTERS,
+        "rounds": 3,
+        "tokens": options.tokens // 4,
+    }
     return child([sys.executable, str(ROOT / "serve_cpu_inside.py")], asked, options)
+
+
+def inside_int8(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Our engine without HTTP, with weights in eight bits."""
+    return inside(scratch, options, numbers="int8")
 
 
 def peft(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -181,7 +194,10 @@ def verdicts(report: dict[str, Any]) -> dict[str, str]:
     if crowd["smedje"] and crowd["vllm"]:
         found["against vLLM with LoRA"] = f"{crowd['smedje'] / crowd['vllm']:.2f}x (1.3x)"
     if "alone" in inside and lone:
-        found["alone against llama.cpp Q8_0"] = f"{inside['alone'] / statistics.median(lone):.2f}x (0.7x)"
+        found["alone against llama.cpp Q8_0"] = f"{inside['alone'] / statistics.median(lone):.2f}x"
+    if "alone" in report.get("inside-int8", {}) and lone:
+        eight = report["inside-int8"]["alone"] / statistics.median(lone)
+        found["alone in eight bits against llama.cpp Q8_0"] = f"{eight:.2f}x (0.7x)"
     if "adapters" in inside:
         found["eight adapters slower than one"] = f"{inside['mixed_slower_percent']} % (15 %)"
     if first:
@@ -201,7 +217,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True, help="folder of an installed base model")
     parser.add_argument(
-        "--engines", default=USUAL, help="some of guard, inside, smedje, llama, peft, transformers, vllm"
+        "--engines", default=USUAL, help="some of guard, inside, inside-int8, smedje, llama, peft, transformers, vllm"
     )
     parser.add_argument("--clients", default="1,4,16", help="numbers of clients; 64 takes longer to end")
     parser.add_argument("--workloads", default="base,one,adapters,shared")
