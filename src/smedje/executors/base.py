@@ -15,7 +15,7 @@ INHERITED = frozenset(
         "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "NUMBER_OF_PROCESSORS",
     }
 )  # fmt: skip
-INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "OMP_", "MKL_", "KMP_", "TORCH", "PYTORCH_")
+INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "OMP_", "GOMP_", "MKL_", "KMP_", "TORCH", "PYTORCH_")
 BUCKET_PREFIXES = {"s3": ("AWS_",), "az": ("AZURE_",), "gs": ("GOOGLE_",)}
 OURS = "SMEDJE_"
 

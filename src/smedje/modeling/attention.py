@@ -66,7 +66,7 @@ def decode_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
 
     What cached_attention gives for each row, in fewer steps between the kernels.
     """
-    rows = q.unsqueeze(2).split(1)
+    rows = torch.split(q.unsqueeze(2), 1)
     if q.device.type != "cpu":
         parts = (part.squeeze(2) for part in rows)
         seen = zip(keys, values, strict=True)

@@ -111,5 +111,5 @@ class _DecodedRows:
         torch._foreach_copy_(self._places[layer], (*k.unbind(), *v.unbind()))
         keys, values, window = self._keys[layer], self._values[layer], self._windows[layer]
         if window is not None:
-            keys, values = ([one[:, :, -window:] for one in kind] for kind in (keys, values))
+            keys, values = (tuple(one[:, :, -window:] for one in kind) for kind in (keys, values))
         return decode_attention(q, keys, values)
