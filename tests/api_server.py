@@ -14,7 +14,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import structlog
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
@@ -111,7 +110,7 @@ def make_app(ctx: Context) -> FastAPI:
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """The application behind a real socket; its base URL. Connections made before it is ready wait in the backlog."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger("smedje").setLevel(logging.CRITICAL)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # asyncio sets this only for sockets that it made itself; without it each answer waits 40 ms for an ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

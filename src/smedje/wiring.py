@@ -11,10 +11,10 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
 from fastapi import FastAPI
 
 from smedje.api.app import create_app
@@ -125,18 +125,30 @@ def announce(made: BootstrapResult) -> None:
         print(f"owner key (kept in {made.key_file}): {made.new_secret}", file=sys.stderr, flush=True)
 
 
+class EventLine(logging.Formatter):
+    """A log record as one line that machines can read: `timestamp='…' level='info' event='…'`, then its own fields."""
+
+    # What every record has; the rest is what the event was told with.
+    USUAL = frozenset(vars(logging.makeLogRecord({})))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; the trace of an exception is a field of it."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+        told = {"timestamp": when, "level": record.levelname.lower(), "event": record.getMessage()}
+        told |= {name: value for name, value in vars(record).items() if name not in self.USUAL}
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return " ".join(f"{name}={value!r}" for name, value in told.items())
+
+
 def configure_logging() -> None:
     """One line an event on standard error, so that standard output stays the command's own."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(EventLine())
+    ours = logging.getLogger("smedje")
+    ours.setLevel(logging.INFO)
+    ours.handlers = [lines]
+    ours.propagate = False
 
 
 def _scheduler(ctx: Context, settings: Settings, executor: LocalExecutor) -> Scheduler:

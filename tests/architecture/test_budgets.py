@@ -49,7 +49,6 @@ DEPENDENCIES = {
     "python-multipart": "FastAPI reads uploaded forms with it",
     "rich": "tables and progress on a terminal",
     "sqlalchemy": "SQLite and PostgreSQL from one set of queries",
-    "structlog": "log lines that machines can read",
     "tokenizers": "the models' own tokenizers",
     "typer": "the command line",
     "uvicorn": "the HTTP server",

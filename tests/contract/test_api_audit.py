@@ -1,12 +1,11 @@
 """The audit log: complete, chained, told only to those who may, and free of what people wrote."""
 
+import logging
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from tests.api_server import TINY, Server, chat_lines, make_app, serving
 from tests.databases import *  # noqa: F403
 
@@ -16,6 +15,7 @@ from smedje.services import audit
 from smedje.services.context import Context
 from smedje.services.projects import ensure_defaults
 from smedje.store.database import Database
+from smedje.wiring import EventLine
 
 CANARY = "canary-" + secrets.token_hex(4)
 
@@ -79,13 +79,15 @@ def logged(server: Server, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     app = make_app(server.ctx)
     assert isinstance(app.state.services, Services)
     with serving(app) as url, file.open("w") as out:
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(out), cache_logger_on_first_use=False)
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(10))
+        lines, ours = logging.StreamHandler(out), logging.getLogger("smedje")
+        lines.setFormatter(EventLine())
+        ours.addHandler(lines)
+        ours.setLevel(logging.DEBUG)
         try:
             yield url, file
         finally:
-            structlog.reset_defaults()
-            structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+            ours.removeHandler(lines)
+            ours.setLevel(logging.CRITICAL)
 
 
 def test_canaries_reach_neither_log_nor_audit_nor_events(server: Server, logged: tuple[str, Path]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from smedje import __version__, errors
 from smedje.cli import exits
-from smedje.cli.main import run, unexpected
+from smedje.cli.main import run
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_misspelt_setting_is_refused(
 
 def test_a_fault_of_ours_leaves_its_trace_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     """The terminal gets two lines; the trace goes to a file that the second line names."""
-    assert unexpected(ValueError("first line\nsecond line")) == exits.FAILED
+    assert exits.unexpected(ValueError("first line\nsecond line")) == exits.FAILED
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: unexpected ValueError: first line second line"
     file = Path(second.split(" with ")[1])
@@ -98,7 +98,7 @@ def test_a_fault_of_ours_leaves_its_trace_in_a_file(capsys: pytest.CaptureFixtur
 
 def test_a_missing_package_is_named_with_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     """Where only the control plane is installed, the line says what to install."""
-    assert unexpected(ModuleNotFoundError("No module named 'gguf'", name="gguf")) == exits.UNAVAILABLE
+    assert exits.unexpected(ModuleNotFoundError("No module named 'gguf'", name="gguf")) == exits.UNAVAILABLE
     first, second = capsys.readouterr().err.splitlines()
     assert "gguf" in first
     assert "smedje[train]" in second

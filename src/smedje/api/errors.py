@@ -3,10 +3,10 @@
 Knows HTTP statuses and wire field names; knows nothing of what went wrong in the layers below.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -73,7 +73,7 @@ RETRY_SECONDS = "1"
 
 SERVER_ERROR_TEXT = "Something went wrong on our side. The server's log has the details under this request id."
 
-log = structlog.get_logger("smedje.api")
+log = logging.getLogger("smedje.api")
 
 
 def error_body(message: str, *, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
@@ -184,7 +184,8 @@ async def _on_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, SmedjeError)
     status = status_of(error)[0]
     if status >= 500:
-        log.warning("request failed", code=error.code, status=status, request_id=_request_id(request))
+        told = {"code": error.code, "status": status, "request_id": _request_id(request)}
+        log.warning("request failed", extra=told)
     return to_response(error, request.url.path)
 
 
@@ -213,7 +214,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    log.info("client went away", request_id=_request_id(request))
+    log.info("client went away", extra={"request_id": _request_id(request)})
     body = error_body("The client closed the connection.", kind="invalid_request_error", code="client_closed_request")
     return JSONResponse(body, status_code=499)
 

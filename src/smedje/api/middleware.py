@@ -3,13 +3,13 @@
 A plain ASGI wrapper, so that streams pass through it untouched. Knows nothing of routes.
 """
 
+import logging
 import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,7 +32,7 @@ LOOKS = ("GET", "HEAD", "OPTIONS")
 
 OUR_ID = re.compile(r"[a-z]+[-_][A-Za-z0-9]{24}")
 
-log = structlog.get_logger("smedje.api")
+log = logging.getLogger("smedje.api")
 
 
 class Edge:
@@ -77,22 +77,22 @@ class Edge:
             else:
                 await self.app(scope, _limited(receive, limit), send_with_headers)
         except Exception:
-            log.exception("unforeseen error", request_id=request_id, method=scope["method"], path=_told_path(scope))
+            told = {"request_id": request_id, "method": scope["method"], "path": _told_path(scope)}
+            log.exception("unforeseen error", extra=told)
             if status:
                 raise  # The answer has begun; closing the connection is the only way left to say that it is not whole.
             await server_error()(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "")
             self.meters.request_ended(scope["method"], route, status, time.perf_counter() - begun)
-            tell = log.debug if scope["method"] in LOOKS and status < 400 else log.info
-            tell(
-                "request",
-                request_id=request_id,
-                method=scope["method"],
-                path=_told_path(scope),
-                status=status,
-                seconds=round(time.perf_counter() - begun, 4),
-            )
+            told = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": _told_path(scope),
+                "status": status,
+                "seconds": round(time.perf_counter() - begun, 4),
+            }
+            log.log(logging.DEBUG if scope["method"] in LOOKS and status < 400 else logging.INFO, "request", extra=told)
 
     def _limit(self, path: str) -> int:
         if path in self.body_bytes:

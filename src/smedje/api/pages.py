@@ -7,9 +7,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment
 from starlette.responses import HTMLResponse
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -90,7 +94,6 @@ HEADERS = {
     # The form's own origin has to come with it, or the server could not tell it from a foreign page's.
     "referrer-policy": "same-origin",
 }
-_TEMPLATE = Environment(autoescape=True).from_string(PAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +116,18 @@ class SignInForm:
 
 def sign_in_page(form: SignInForm, *, status: int = 200) -> HTMLResponse:
     """The form."""
-    text = _TEMPLATE.render(title="Sign in", style=STYLE, **vars(form))
+    text = _page().render(title="Sign in", style=STYLE, **vars(form))
     return HTMLResponse(text, status_code=status, headers=HEADERS)
 
 
 def account_page(account: Account) -> HTMLResponse:
     """Who is signed in, and the way out."""
-    return HTMLResponse(_TEMPLATE.render(title="Signed in", style=STYLE, account=account), headers=HEADERS)
+    return HTMLResponse(_page().render(title="Signed in", style=STYLE, account=account), headers=HEADERS)
+
+
+@cache
+def _page() -> "Template":
+    # Imported here: few servers ever show a page, and Jinja takes 2 MB.
+    from jinja2 import Environment
+
+    return Environment(autoescape=True).from_string(PAGE)

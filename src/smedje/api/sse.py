@@ -1,10 +1,10 @@
 """Server-sent events in OpenAI's form: `data: <json>`, then `data: [DONE]`. Knows nothing of what is sent."""
 
 import json
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import structlog
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -13,7 +13,7 @@ from smedje.errors import SmedjeError
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
-log = structlog.get_logger("smedje.api")
+log = logging.getLogger("smedje.api")
 
 
 class EventStream(StreamingResponse):

@@ -16,7 +16,7 @@ from smedje.services import files as service
 # Room for the form around the file: boundaries, headers and the small fields.
 FORM_BYTES = 64 * 1024
 BODY_BYTES = service.LIMIT_BYTES + FORM_BYTES
-WRITE_BYTES = 256 * 1024
+WRITE_BYTES = 128 * 1024
 FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 MULTIPART_SCHEMA = {
     "requestBody": {
@@ -67,7 +67,7 @@ class Sink(Protocol):
 
 
 async def receive_form(request: Request, form: FormReader, upload: Sink) -> None:
-    """Pass the body through the form reader into the upload, a quarter of a mebibyte at a time, off the event loop."""
+    """Pass the body through the form reader into the upload, 128 KiB at a time, off the event loop."""
     waiting = bytearray()
     async for piece in request.stream():
         waiting += piece

@@ -7,17 +7,16 @@ marks after it has looked for control tokens makes plain ids of it.
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-from tokenizers.normalizers import Replace
-from tokenizers.normalizers import Sequence as NormalizerSequence
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # A noncharacter: Unicode reserves it for a program's own use, so no text that is exchanged carries it.
 MARK = "\ufdd0"
 
 
-def spellings(tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> re.Pattern[str]:
+def spellings(tokenizer: "Tokenizer", stop_ids: tuple[int, ...]) -> re.Pattern[str]:
     """Finds control tokens in a text: special tokens and those that end an answer, the longest first."""
     added = tokenizer.get_added_tokens_decoder()
     found = {token.content for number, token in added.items() if token.special or number in stop_ids}
@@ -38,8 +37,12 @@ def marked(value: Any, control: re.Pattern[str]) -> Any:
     return value
 
 
-def reader_of_marks(tokenizer: Tokenizer) -> Tokenizer:
+def reader_of_marks(tokenizer: "Tokenizer") -> "Tokenizer":
     """A copy of the tokenizer that drops marks once the text is cut at its control tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.normalizers import Replace
+    from tokenizers.normalizers import Sequence as NormalizerSequence
+
     fields = json.loads(tokenizer.to_str())
     for token in fields.get("added_tokens", []):
         if token.get("special"):

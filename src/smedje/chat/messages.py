@@ -5,18 +5,20 @@ Every function takes and returns plain dicts, because templates read plain dicts
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smedje.chat.calls import CallForm, instructions, response_text
-from smedje.chat.jinja_template import ChatTemplate
 from smedje.errors import InvalidRequest, UnsupportedField
+
+if TYPE_CHECKING:
+    from smedje.chat.jinja_template import ChatTemplate
 
 Turn = dict[str, Any]
 Tools = Sequence[Mapping[str, Any]]
 
 
 def to_turns(
-    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, form: CallForm, *, tools: Tools | None = None
+    messages: Sequence[Mapping[str, Any]], template: "ChatTemplate", form: CallForm, *, tools: Tools | None = None
 ) -> list[Turn]:
     """One turn for each message, with what the template has no place for put where it has one.
 
@@ -38,7 +40,7 @@ def to_turns(
     return turns
 
 
-def _to_turn(message: Mapping[str, Any], where: str, template: ChatTemplate) -> Turn:
+def _to_turn(message: Mapping[str, Any], where: str, template: "ChatTemplate") -> Turn:
     role = message.get("role")
     if not isinstance(role, str):
         raise InvalidRequest(

@@ -11,13 +11,15 @@ nothing of what the template writes after it.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smedje.chat.control_tokens import marked
-from smedje.chat.jinja_template import ChatTemplate
 from smedje.chat.messages import Tools, Turn, to_turns
 from smedje.chat.tokenizer import ChatTokenizer
 from smedje.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from smedje.chat.jinja_template import ChatTemplate
 
 _SENTINEL = "smedjeanswer"
 
@@ -131,7 +133,7 @@ def _answer_text(tokenizer: ChatTokenizer, turns: Sequence[Turn], prompt: str, t
     return whole[start:]
 
 
-def _content_start(template: ChatTemplate, turns: Sequence[Turn], tools: Tools | None) -> int | None:
+def _content_start(template: "ChatTemplate", turns: Sequence[Turn], tools: Tools | None) -> int | None:
     marked = [*turns[:-1], {**turns[-1], "content": _SENTINEL}]
     start = template.render(marked, tools=tools, add_generation_prompt=False).rfind(_SENTINEL)
     return None if start < 0 or not turns[-1]["content"] else start

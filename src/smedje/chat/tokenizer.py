@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from smedje.chat.calls import GENERIC, CallForm
 from smedje.chat.control_tokens import MARK, reader_of_marks, spellings
-from smedje.chat.jinja_template import ChatTemplate, compile_chat_template
 from smedje.errors import InvalidRequest, Unavailable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from smedje.chat.jinja_template import ChatTemplate
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -32,8 +35,8 @@ class ChatTokenizer:
     eos_id: appended to a training answer when the template ends it with none of `stop_ids`.
     """
 
-    tokenizer: Tokenizer = field(repr=False)
-    template: ChatTemplate = field(repr=False)
+    tokenizer: "Tokenizer" = field(repr=False)
+    template: "ChatTemplate" = field(repr=False)
     bos: str | None
     eos: str | None
     unk: str | None
@@ -82,7 +85,7 @@ class ChatTokenizer:
         return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
     @cached_property
-    def _reader_of_marks(self) -> Tokenizer:
+    def _reader_of_marks(self) -> "Tokenizer":
         return reader_of_marks(self.tokenizer)
 
     @cached_property
@@ -117,6 +120,10 @@ def load_chat_tokenizer(folder: Path, *, today: date | None = None) -> ChatToken
     today: the date told to templates that print one; pass a run's own date to get the same tokens on every day.
     Raises Unavailable when there is no tokenizer, InvalidRequest (`no_chat_template`) when there is no chat template.
     """
+    # Imported here and where a tokenizer is made: Jinja and the tokenizers' library take 6 MB of a process that only
+    # takes files in or asks for states.
+    from smedje.chat.jinja_template import compile_chat_template
+
     tokenizer = _load_tokenizer(folder / "tokenizer.json")
     config = _read_json(folder / "tokenizer_config.json")
     model_config = _read_json(folder / "config.json")
@@ -162,7 +169,9 @@ def _byte_letters() -> dict[str, int]:
     return {chr(number): number for number in printable} | {chr(256 + n): number for n, number in enumerate(others)}
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def _load_tokenizer(path: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
     if not path.is_file():
         raise Unavailable(
             f"There is no tokenizer at {path}. Pull the base model again.", code="tokenizer_not_found", param="model"
@@ -211,7 +220,7 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _default_token(variables: dict[str, str], key: str, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+def _default_token(variables: dict[str, str], key: str, tokenizer: "Tokenizer", ids: Sequence[int]) -> None:
     text = tokenizer.id_to_token(ids[0]) if ids else None
     if key not in variables and text is not None:
         variables[key] = text
@@ -235,7 +244,7 @@ def _template_source(folder: Path, config: dict[str, Any]) -> str:
     return source
 
 
-def _turn_end_ids(tokenizer: Tokenizer, after: str) -> tuple[int, ...]:
+def _turn_end_ids(tokenizer: "Tokenizer", after: str) -> tuple[int, ...]:
     """The added token that `after` begins with: models made from GGUF files often name only the end of text."""
     added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
     found = max((text for text in added if after.startswith(text)), key=len, default=None)

@@ -3,6 +3,11 @@
 Knows how each error of ours ends a command and which remedy goes with it; knows nothing of HTTP or terminals.
 """
 
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
 from smedje.errors import (
     AuthenticationFailed,
     Conflict,
@@ -61,3 +66,19 @@ def error_lines(error: SmedjeError) -> list[str]:
     if error.code in REMEDIES:
         lines.append("fix: " + REMEDIES[error.code])
     return lines
+
+
+def unexpected(error: Exception) -> int:
+    """Report a fault of ours, or a package that is not installed; the exit code. The trace goes to a file."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smedje"):
+        print(f"error: this needs the package {error.name}, which is not installed", file=sys.stderr)
+        print("fix: python bootstrap.py setup, or pip install 'smedje[train]'", file=sys.stderr)
+        return UNAVAILABLE
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="smedje-error-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    text = " ".join(str(error).split())[:200]
+    print(f"error: unexpected {type(error).__name__}: {text}", file=sys.stderr)
+    print(f"fix: this is a fault in smedje; please report it with {Path(file.name)}", file=sys.stderr)
+    return FAILED

@@ -5,10 +5,7 @@ command runs.
 """
 
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
@@ -98,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = exits.INTERRUPTED
     except Exception as error:
-        return unexpected(error)
+        return exits.unexpected(error)
     if code == exits.INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else exits.OK
@@ -109,19 +106,3 @@ def _usage(error: typer.TyperException) -> int:
     path = context.command_path if context is not None else "smedje"
     print(f"error: {error.format_message()}\nfix: see `{path} --help`", file=sys.stderr)
     return error.exit_code
-
-
-def unexpected(error: Exception) -> int:
-    """Report a fault of ours, or a package that is not installed; the exit code. The trace goes to a file."""
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smedje"):
-        print(f"error: this needs the package {error.name}, which is not installed", file=sys.stderr)
-        print("fix: python bootstrap.py setup, or pip install 'smedje[train]'", file=sys.stderr)
-        return exits.UNAVAILABLE
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="smedje-error-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        traceback.print_exception(error, file=file)
-    text = " ".join(str(error).split())[:200]
-    print(f"error: unexpected {type(error).__name__}: {text}", file=sys.stderr)
-    print(f"fix: this is a fault in smedje; please report it with {Path(file.name)}", file=sys.stderr)
-    return exits.FAILED

@@ -3,19 +3,17 @@
 Knows sockets and when the server is ready; knows nothing of routes.
 """
 
-import asyncio
 import errno
+import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from smedje.cli.output import JsonFlag, note, print_json_line, say
+from smedje.cli.output import JsonFlag, note
+from smedje.cli.server_process import ServerOptions, run_server
 from smedje.errors import Unavailable
-
-if TYPE_CHECKING:
-    import uvicorn
 
 DEFAULT_PORT = 8321
 # An answer under way holds two: the client's connection and the engine's. Systems often allow 1024 unless asked.
@@ -36,7 +34,6 @@ def serve(
 ) -> None:
     """Start the server; one line with its URL says that it is ready. Ctrl-C stops it."""
     from smedje.cli.client import is_loopback
-    from smedje.settings import load_settings
 
     if not is_loopback(host):
         if not allow_remote:
@@ -46,20 +43,24 @@ def serve(
                 param_hint="--host",
             )
         note(f"warning: {host} can be reached from other machines; keys and data cross the network unencrypted")
-    settings = load_settings()
     allow_open_files()
     with listen(host, port) as listener:
-        import uvicorn
-
-        from smedje.wiring import build_app
-
         # Who may listen beyond this machine has no list of names unless one was given.
-        hosts = allow_host or (["*"] if allow_remote else [])
-        config = uvicorn.Config(
-            build_app(settings, hosts=hosts), log_level="warning", access_log=False, server_header=False
-        )
-        server = uvicorn.Server(config)
-        asyncio.run(_serve(server, listener, as_json=as_json))
+        hosts = tuple(allow_host or (["*"] if allow_remote else []))
+        options = ServerOptions(listener=listener.fileno(), url=url_of(listener), hosts=hosts, as_json=as_json)
+        if sys.platform == "win32":
+            # There a program cannot become another one.
+            run_server(listener, options)
+        else:
+            _become_server(listener, options)
+
+
+def _become_server(listener: socket.socket, options: ServerOptions) -> None:
+    """Go on as a program that holds nothing of the command line, under the same process number. Never returns."""
+    listener.set_inheritable(True)
+    # One heap for all threads: with one each, a server that takes a gigabyte in holds 6 MB more.
+    environ = {"MALLOC_ARENA_MAX": "1", **os.environ}
+    os.execve(sys.executable, [sys.executable, "-m", "smedje.cli.server_process", options.to_json()], environ)
 
 
 def allow_open_files() -> None:
@@ -92,16 +93,3 @@ def url_of(listener: socket.socket) -> str:
     """The URL under which a listening socket is reached."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def _serve(server: "uvicorn.Server", listener: socket.socket, *, as_json: bool) -> None:
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not running.done():
-        await asyncio.sleep(0.02)
-    if server.started:
-        url = url_of(listener)
-        if as_json:
-            print_json_line({"url": url})
-        else:
-            say(f"smedje is ready at {url}")
-    await running

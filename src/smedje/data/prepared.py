@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tokenizers
 
 from smedje.chat.tokenizer import ChatTokenizer
 from smedje.data.classification import LabelledDataset
@@ -58,6 +57,8 @@ def sources_of(
     path: Path, tokenizer_file: Path, tokenizer: ChatTokenizer, *, today: str, options: Mapping[str, object]
 ) -> Sources:
     """The sources of the rows of `path`. options: whatever else decides them, as JSON values. today: ISO 8601."""
+    import tokenizers
+
     with path.open("rb") as data, tokenizer_file.open("rb") as vocabulary:
         file, ids = (hashlib.file_digest(opened, "sha256").hexdigest() for opened in (data, vocabulary))
     template = tokenizer.template

@@ -5,6 +5,7 @@ Knows tokens and text; knows nothing of wire shapes.
 
 import asyncio
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -14,7 +15,6 @@ from datetime import date
 from pathlib import Path
 
 import anyio.to_thread
-import structlog
 
 from smedje import __version__
 from smedje.chat.grammar import answer_grammar
@@ -41,7 +41,7 @@ KEPT_TOKENIZERS = 8
 # Deltas that may wait for a slow reader; then the engine's connection fills and generation pauses.
 QUEUED_DELTAS = 64
 
-log = structlog.get_logger("smedje.chat")
+log = logging.getLogger("smedje.chat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class Chat:
             await self._pool.warm(base_model, installed_folder(self._ctx.home, base_model))
         except SmedjeError as problem:
             # The first request will meet the same problem and tell its caller.
-            log.warning("engine did not start", base_model=base_model, code=problem.code)
+            log.warning("engine did not start", extra={"base_model": base_model, "code": problem.code})
 
     def _prepare(self, caller: Principal, request: ChatRequest) -> _Prepared:
         if caller.deployment not in (None, request.model):

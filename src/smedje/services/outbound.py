@@ -14,11 +14,13 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
-
-import httpx2
+from typing import TYPE_CHECKING, Protocol
 
 from smedje.errors import InvalidRequest, TooLarge, Unavailable
+
+# The HTTP client is imported where it is used: a server that never asks another one does without its 2 MB.
+if TYPE_CHECKING:
+    import httpx2
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -182,7 +184,7 @@ def post(
 class _Target:
     """A URL that was checked. addresses: where it may be connected to, each checked."""
 
-    url: httpx2.URL
+    url: "httpx2.URL"
     addresses: tuple[str, ...]
 
 
@@ -234,8 +236,10 @@ def _target(outbound: Outbound, text: str, param: str) -> _Target:
     return _Target(url=url, addresses=tuple(str(one) for one in addresses[:MOST_ADDRESSES]))
 
 
-def _parsed(text: str, param: str) -> httpx2.URL:
+def _parsed(text: str, param: str) -> "httpx2.URL":
     """Raises InvalidRequest unless it is an http(s) URL with a plain host and nothing that names a user."""
+    import httpx2
+
     problem = None
     try:
         url = httpx2.URL(text)
@@ -303,6 +307,8 @@ def _is_allowed(outbound: Outbound, address: Address) -> bool:
 
 
 async def _exchange(outbound: Outbound, exchange: _Exchange) -> _Answer:
+    import httpx2
+
     seconds, host = exchange.bounds.seconds, exchange.target.url.host
     try:
         async with asyncio.timeout(seconds):
@@ -315,6 +321,8 @@ async def _exchange(outbound: Outbound, exchange: _Exchange) -> _Answer:
 
 
 async def _first_that_connects(outbound: Outbound, exchange: _Exchange) -> _Answer:
+    import httpx2
+
     timeout = httpx2.Timeout(exchange.bounds.seconds, connect=CONNECT_SECONDS)
     verify = True if outbound.tls is None else outbound.tls
     addresses = exchange.target.addresses
@@ -326,7 +334,7 @@ async def _first_that_connects(outbound: Outbound, exchange: _Exchange) -> _Answ
         return await _once(client, exchange, addresses[-1])
 
 
-async def _once(client: httpx2.AsyncClient, exchange: _Exchange, address: str) -> _Answer:
+async def _once(client: "httpx2.AsyncClient", exchange: _Exchange, address: str) -> _Answer:
     """One request to one address, under the name that was asked for: in the Host header and in TLS."""
     url = exchange.target.url
     mine = {"user-agent": "smedje", "accept-encoding": "identity", "host": url.netloc.decode("ascii")}
@@ -349,7 +357,7 @@ async def _once(client: httpx2.AsyncClient, exchange: _Exchange, address: str) -
         await answer.aclose()
 
 
-async def _received(exchange: _Exchange, sink: Sink, answer: httpx2.Response) -> int:
+async def _received(exchange: _Exchange, sink: Sink, answer: "httpx2.Response") -> int:
     """Hand the answer's bytes on as they come. A compressed one could grow without bound, so it is refused."""
     if answer.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise _failed(exchange, "sends compressed bytes that were not asked for")
@@ -366,7 +374,9 @@ async def _received(exchange: _Exchange, sink: Sink, answer: httpx2.Response) ->
     return count
 
 
-def _joined(url: httpx2.URL, location: str, param: str) -> httpx2.URL:
+def _joined(url: "httpx2.URL", location: str, param: str) -> "httpx2.URL":
+    import httpx2
+
     try:
         return url.join(location)
     except (httpx2.InvalidURL, ValueError, UnicodeError):

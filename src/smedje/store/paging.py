@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from smedje.errors import NotFound
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,19 @@ def page(tx: Connection, listing: Listing, *, after: str | None, limit: int, ord
 
 def insert_if_new(tx: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless one with the same unique values exists; returns whether it was inserted."""
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    done = tx.execute(insert(table).values(**values).on_conflict_do_nothing().returning(table.c.seq))
+    done = tx.execute(_insert(tx, table).values(**values).on_conflict_do_nothing().returning(table.c.seq))
     return done.first() is not None
+
+
+def _insert(tx: Connection, table: Table) -> "postgresql.Insert | sqlite.Insert":
+    # Imported here: a process talks to one kind of database, and PostgreSQL's words alone take 2 MB.
+    if tx.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.insert(table)
 
 
 def plain(text: str) -> str:
