@@ -6,7 +6,9 @@ may know. An adapter is known to it by its prefix in object storage, whose conte
 
 import asyncio
 import json
+import tempfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -27,7 +29,9 @@ def write_neutral(folder: Path, *, inputs: int, outputs: int) -> Path:
     has none the place -1, which is the last one: a base model's row then computes with whatever adapter lies there. So
     on a CPU every row must have an adapter. inputs, outputs: sizes of that linear.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
     shapes = {"lora_A": (1, inputs), "lora_B": (outputs, 1)}
     header, offset = {}, 0
     for part, (rows, columns) in shapes.items():
@@ -36,9 +40,15 @@ def write_neutral(folder: Path, *, inputs: int, outputs: int) -> Path:
         header[f"base_model.model.model.layers.0.self_attn.o_proj.{part}.weight"] = entry
         offset = end
     text = json.dumps(header).encode()
-    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(offset))
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["o_proj"], "layers_to_transform": [0]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    # It appears in one go: engines of models of one size may start together.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        half = Path(made, "half")
+        half.mkdir()
+        (half / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(offset))
+        (half / "adapter_config.json").write_text(json.dumps(config))
+        with suppress(OSError):
+            half.rename(folder)
     return folder
 
 

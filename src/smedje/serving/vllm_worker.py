@@ -35,8 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = vars(parser.parse_args(argv))
     program, extra = found.pop("vllm"), tuple(shlex.split(found.pop("vllm_options")))
     os.umask(0o077)
-    options, exact = WorkerOptions(**found), gpu() is None
-    objects = open_objects(options.objects)
+    try:
+        _run(WorkerOptions(**found), program, extra)
+    except SmedjeError as error:
+        print(error.message, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _run(options: WorkerOptions, program: Path, extra: tuple[str, ...]) -> None:
+    objects, exact = open_objects(options.objects), gpu() is None
     with model_folder(options, objects) as folder:
         server = VllmServer(
             socket=options.socket.with_suffix(".vllm"),
@@ -54,12 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             exact=exact,
             threads=options.threads,
         )
-        try:
-            asyncio.run(_serve(options, started, server, objects))
-        except SmedjeError as error:
-            print(error.message, file=sys.stderr, flush=True)
-            return 1
-    return 0
+        asyncio.run(_serve(options, started, server, objects))
 
 
 def neutral_adapter(folder: Path, cache: Path) -> Path:
