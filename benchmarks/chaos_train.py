@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,11 @@ def job_spec(place: Place, number: int) -> TrainingSpec:
 
 def torn_folders(path: Path) -> set[Path]:
     """Folders of states and checkpoints that have a file and no manifest."""
-    found = {file.parent for kind in ("state", "checkpoints") for file in (path / kind).glob("*/*")}
+    found: set[Path] = set()
+    for kind in ("state", "checkpoints"):
+        # A worker that goes on may remove an old state's folder while it is listed.
+        with suppress(FileNotFoundError):
+            found |= {file.parent for file in (path / kind).glob("*/*")}
     return {folder for folder in found if not (folder / "manifest.json").exists()}
 
 
