@@ -2,8 +2,8 @@
 
 Counted: the runtime, base weights, the adapter with gradient and moments, what the backward pass keeps of the largest
 flat stream, the logits of its labelled rows. Reading the base model has a peak of its own: the file's pages are
-resident beside the weights until they are read. Not counted, so too high or too low: shared beginnings, which need less;
-kernels kept for many lengths, which weigh on tiny models. `benchmarks/memory_prediction.py` compares with real runs.
+resident beside the weights until they are read. Not counted: shared beginnings, which need less; kernels kept for many
+lengths, which weigh on tiny models. `benchmarks/memory_prediction.py` compares with real runs.
 """
 
 from collections.abc import Mapping, Sequence
