@@ -19,13 +19,14 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from smedje.chat.tokenizer import load_chat_tokenizer
+from smedje.domain.runs import RunEvent
 from smedje.objects.run_folder import RunFolder
 from smedje.objects.store import Objects, open_objects
 from smedje.training.figures import macro_f1
@@ -101,6 +102,15 @@ def features(text: str) -> list[str]:
     return words + [f"{one} {other}" for one, other in pairwise(words)]
 
 
+def all_events(folder: RunFolder) -> Iterator[RunEvent]:
+    """Everything that the run told, which comes a part at a time."""
+    after, before = "", None
+    while after != before:
+        before = after
+        events, after = folder.read_events(after)
+        yield from events
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -149,7 +159,7 @@ def main() -> None:
         reporter, began = Reporter(folder), time.monotonic()
         result = train_run(objects, folder, reporter, cache=work / "cache")
         reporter.flush()
-        told = [event.data for event in folder.read_events("")[0]]
+        told = [event.data for event in all_events(folder)]
         epochs = [data for data in told if "full_valid_accuracy" in data]
         steps = [data for data in told if "tokens_per_second" in data]
         beside = baseline(objects, spec, work)
