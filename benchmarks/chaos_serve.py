@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import httpx2
 import psutil
 from tests.raw_streams import LETTERS, Ask, Heard, gauges, hear, hear_all
-from tests.server_process import KEY, MODEL, ServerProcess, server_home
+from tests.server_process import KEY, MODEL, ServerProcess, engines, server_home
 
 PARTS = ("drops", "streams", "limit", "engine", "server")
 DEPLOYMENT = "under-load"
@@ -197,16 +197,6 @@ async def limit(server: ServerProcess, options: argparse.Namespace) -> dict[str,
         "retry_after_seconds": [min(waits, default=0), max(waits, default=0)],
         "wrong": [] if right and seconds < 60 else ["limit"],
     }
-
-
-def engines(server: ServerProcess) -> list[psutil.Process]:
-    """The engine processes on this state folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "smedje.serving.worker" in words and any(word.startswith(str(server.home)) for word in words):
-            found.append(process)
-    return found
 
 
 async def engine(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:

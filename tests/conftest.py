@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from smedje.modeling.pull import pull
+from tests.tiny_engines import *  # noqa: F403
 
 # Read by OpenMP when torch is first imported: spinning threads would starve the other test processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

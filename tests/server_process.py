@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
@@ -164,3 +165,13 @@ def events(client: OpenAI, job_id: str) -> list[FineTuningJobEvent]:
 def steps(client: OpenAI, job_id: str) -> list[int]:
     """The steps that have been reported, in the order of their events."""
     return [int(e.data["step"]) for e in events(client, job_id) if e.type == "metrics" and isinstance(e.data, dict)]
+
+
+def engines(server: ServerProcess) -> list[psutil.Process]:
+    """The engine processes on this state folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "smedje.serving.worker" in words and any(word.startswith(str(server.home)) for word in words):
+            found.append(process)
+    return found

@@ -43,18 +43,6 @@ ROUNDING = 1e-3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder."""
-    return tmp_path_factory.mktemp("model")
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Object storage with three adapters, a classifier and an adapter with DoRA."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
 def model(folder: Path, objects: Path) -> CausalDecoder:
     """A tiny model, whose adapters are in `objects`."""
     model = tiny_model(folder, hidden=HIDDEN)

@@ -25,12 +25,6 @@ WHOLE = "checkpoints/whole"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder."""
-    return tmp_path_factory.mktemp("model")
-
-
-@pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Object storage with three adapters and other weights of the whole model."""
     objects = tmp_path_factory.mktemp("objects")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 from openai import OpenAI
-from tests.server_process import KEY, MODEL, ServerProcess, finished, server_home, wait_for
+from tests.server_process import KEY, MODEL, ServerProcess, engines, finished, server_home, wait_for
 
 NAME = "support"
 DEPLOYMENTS = "/api/deployments"
@@ -23,16 +22,6 @@ def tuned(server: ServerProcess, client: OpenAI, seed: int) -> str:
     job = finished(client, server.submit(client, seed=seed, extra_body={"smedje": more}).id)
     assert job.fine_tuned_model is not None
     return job.fine_tuned_model
-
-
-def engines(server: ServerProcess) -> list[psutil.Process]:
-    """The engine processes on this state folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "smedje.serving.worker" in words and any(word.startswith(str(server.home)) for word in words):
-            found.append(process)
-    return found
 
 
 def call(server: ServerProcess, method: str, path: str, body: Any = None) -> tuple[int, Any]:

@@ -3,34 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from tests.contract.engine_suite import (
     ADAPTERS,
     complete,
     drive,
     request,
-    tiny_model,
     torch_engine,
-    write_adapters,
 )
 
 from smedje.domain.conversations import Sampling
 from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.torch_engine import EngineLimits
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Object storage with three adapters."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> CausalDecoder:
-    """A tiny model, whose adapters are in `objects`."""
-    model = tiny_model(tmp_path_factory.mktemp("model"))
-    write_adapters(model, objects)
-    return model
 
 
 def test_usage_tells_what_was_cached(model: CausalDecoder, objects: Path) -> None:

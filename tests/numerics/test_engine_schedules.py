@@ -15,9 +15,7 @@ from tests.contract.engine_suite import (
     collect,
     complete,
     prompt,
-    tiny_model,
     torch_engine,
-    write_adapters,
 )
 
 from smedje.domain.conversations import Sampling
@@ -29,20 +27,6 @@ REQUESTS = int(os.environ.get("SMEDJE_ENGINE_REQUESTS", "150"))
 ROOMY = EngineLimits(context=256, token_capacity=16_384, max_batch_tokens=64)
 CROWDED = EngineLimits(context=256, token_capacity=320, max_batch_tokens=48, max_sequences=8)
 Requests = dict[int, GenerationRequest]
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Object storage with three adapters."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> CausalDecoder:
-    """A tiny model, whose adapters are in `objects`."""
-    model = tiny_model(tmp_path_factory.mktemp("model"))
-    write_adapters(model, objects)
-    return model
 
 
 @pytest.fixture(scope="module")

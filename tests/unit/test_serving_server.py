@@ -15,9 +15,7 @@ from tests.contract.engine_suite import (
     Completion,
     complete,
     request,
-    tiny_model,
     torch_engine,
-    write_adapters,
 )
 
 from smedje.errors import InternalError, InvalidRequest, NotFound, Unavailable
@@ -28,20 +26,6 @@ from smedje.serving.adapters import AdapterCache
 from smedje.serving.engine import Delivery, Engine, GenerationRequest
 from smedje.serving.server import EngineServer
 from smedje.serving.torch_engine import EngineLimits, TorchEngine
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Object storage with three adapters."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> CausalDecoder:
-    """A tiny model, whose adapters are in `objects`."""
-    model = tiny_model(tmp_path_factory.mktemp("model"))
-    write_adapters(model, objects)
-    return model
 
 
 @pytest.fixture

@@ -13,35 +13,13 @@ from tests.contract.engine_suite import (
     complete,
     drive,
     request,
-    tiny_model,
     torch_engine,
     write_adapter,
-    write_adapters,
 )
 
 from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.engine import Engine
 from smedje.serving.torch_engine import EngineLimits
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Object storage with three adapters."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder."""
-    return tmp_path_factory.mktemp("model")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path, objects: Path) -> CausalDecoder:
-    """A tiny model, whose adapters are in `objects`."""
-    model = tiny_model(folder)
-    write_adapters(model, objects)
-    return model
 
 
 class TestTorchEngine(EngineSuite):

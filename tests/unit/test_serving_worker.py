@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.contract.engine_suite import ADAPTERS, complete, request, tiny_model, torch_engine, write_adapters
+from tests.contract.engine_suite import ADAPTERS, complete, request, torch_engine
 from tests.engine_pools import NAME, Bench, run, until
 
 from smedje.errors import Unavailable
@@ -18,26 +18,6 @@ from smedje.modeling.transformer import CausalDecoder
 from smedje.serving import client
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder."""
-    return tmp_path_factory.mktemp("model")
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Object storage with three adapters."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path, objects: Path) -> CausalDecoder:
-    """A tiny model in `folder`, whose adapters are in `objects`."""
-    model = tiny_model(folder)
-    write_adapters(model, objects)
-    return model
 
 
 @pytest.fixture
