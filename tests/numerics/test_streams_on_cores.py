@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training_runs import Bench, bench
 
-from smedje.training.loop import SHORTEST_STREAM
-from smedje.training.streams import even_groups, side_by_side
+from smedje.training.streams import SHORTEST_STREAM, a_stream_each, even_groups, side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +24,22 @@ def test_groups_hold_every_row_once_within_the_budget(lengths: list[int], budget
     assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or sum(lengths[place] for place in group) <= budget for group in groups)
     assert len(groups) % cores == 0 or len(groups) == len(lengths)
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "cores", "wanted"),
+    [
+        (4000, 0, 2, True),
+        (4000, 1000, 2, True),
+        (1000, 4000, 2, False),
+        (4000, 1000, 16, False),
+        (2 * SHORTEST_STREAM - 1, 0, 2, False),
+        (4000, 0, 1, False),
+    ],
+)
+def test_cores_have_a_stream_each_where_it_is_quicker(own: int, shared: int, cores: int, wanted: bool) -> None:
+    """Not where most is shared, where many cores would repeat it, where streams are short, or for one core."""
+    assert a_stream_each(own, shared, cores=cores) is wanted
 
 
 def test_two_cores_train_as_one(place: Bench, tmp_path: Path) -> None:

@@ -23,12 +23,9 @@ from smedje.training.objectives import Sums, TensorBatch, classification, prefer
 from smedje.training.optimizer import rate_at, set_rate
 from smedje.training.resolve import Plan
 from smedje.training.spec import LossSpec, ObjectiveSpec, WatchSpec
-from smedje.training.streams import even_groups, side_by_side
+from smedje.training.streams import a_stream_each, even_groups, side_by_side
 
 VALIDATE_EVERY = 10
-SHORTEST_STREAM = 384  # tokens
-# Of all cores that one stream keeps busy: its products are split, what lies between them hardly is (measured on two).
-SHARE_OF_CORES = 0.6
 PLAIN = LossSpec()
 
 
@@ -184,8 +181,7 @@ def _dropout_stream(job: Job, step: int) -> torch.Tensor:
 def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> list[list[int]]:
     """The chosen rows in groups that each fit one flat stream; with several cores a like number for each.
 
-    Cores have one stream each where computing what all rows share once for each of them takes less time than all
-    cores on one stream, and where streams are long enough to pay for reading all weights once more.
+    Cores have one stream each where that is quicker and what all rows share leaves room for more in a stream.
     """
     shared = 0
     texts = rows.dataset.texts if isinstance(rows.dataset, LabelledDataset) else rows.dataset
@@ -193,9 +189,7 @@ def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> list[list[int]]:
         shared = shared_tokens(texts, chosen)
     lengths = [rows.dataset.length(i) - shared for i in chosen]
     budget = job.micro_batch_tokens // job.cores
-    own = sum(lengths)
-    apart, together = shared + own / job.cores, (shared + own) / (job.cores * SHARE_OF_CORES)
-    if job.cores > 1 and apart <= together and shared < budget and own >= job.cores * SHORTEST_STREAM:
+    if shared < budget and a_stream_each(sum(lengths), shared, cores=job.cores):
         groups = even_groups(lengths, token_budget=max(1, budget - shared), multiple=job.cores)
     else:
         groups = micro_batches(lengths, token_budget=max(1, job.micro_batch_tokens - shared))

@@ -11,7 +11,17 @@ from typing import TypeVar
 
 import torch
 
+SHORTEST_STREAM = 384  # tokens; shorter ones do not pay for reading all weights once more
+# Of all cores that one stream keeps busy: its products are split, what lies between them hardly is (measured on two).
+SHARE_OF_CORES = 0.6
+
 Result = TypeVar("Result")
+
+
+def a_stream_each(own: int, shared: int, *, cores: int) -> bool:
+    """Whether a stream for each core is quicker than all cores on one: own tokens are divided, shared ones repeated."""
+    apart, together = shared + own / cores, (shared + own) / (cores * SHARE_OF_CORES)
+    return cores > 1 and apart <= together and own >= cores * SHORTEST_STREAM
 
 
 def even_groups(lengths: Sequence[int], *, token_budget: int, multiple: int) -> list[list[int]]:
