@@ -1,8 +1,11 @@
 """Serving under blows: python benchmarks/chaos_serve.py [--only drops,streams,limit,engine,server] [--json FILE]
 
 A live server with a tiny model, clients over plain sockets on loopback. In turn:
-drops: clients that hang up in mid-stream, half of them politely (what had been sent is still read), half with a reset.
-  The engine must be empty within a second of the last one; usage is compared with the tokens that came.
+drops: clients that hang up in mid-stream. Two thirds close their sending half, which ends the request, and count every
+  byte that still arrives until the server closes: what was billed must equal what was sent, to the token, for letters
+  and for random bytes with stop strings and two choices, where tokens are held back. The others send a reset; nobody
+  can count what was on its way, so they are billed what came and a little more. The engine must be empty within a
+  second of the last one.
 streams: as many streams side by side as are asked for; all must come to their own end.
 limit: as many requests at once under a limit of 100 a minute; 100 are answered, the others are told when to come again.
 engine: kill -9 of the engine under load; server: kill -9 and Ctrl-C of the server under load, and a new start on the
@@ -38,8 +41,16 @@ BODY = {"messages": [{"role": "user", "content": "hi"}], "temperature": 1, "logi
 FREE_SECONDS, BACK_SECONDS, PER_MINUTE = 1.0, 10.0, 100
 # Loopback clients, the server's side of them and its connections to the engine, all at once.
 DESCRIPTORS = 16_384
-# Written before the server's loop has seen the end of the connection, a client on average.
+# On its way, or in the kernel's hands, when a client resets its connection, a client on average.
 LATE_TOKENS = 3.0
+# Any byte but never the end: pieces of characters, held back until they are whole, and beginnings of stop strings.
+ANYTHING = {"logit_bias": {"0": -100, "1": -100, "2": -100}, "stop": ["\x01ab", "zz\x02"], "n": 2}
+# How clients leave: what they ask for, whether with a reset, and the share of all.
+LEAVERS: dict[str, tuple[dict[str, Any], bool, float]] = {
+    "half_close": ({}, False, 0.5),
+    "half_close_any_bytes": (ANYTHING, False, 0.2),
+    "reset": ({}, True, 0.3),
+}
 # A client waits a little before it asks again, as they all do.
 PAUSE_SECONDS = 0.1
 
@@ -114,14 +125,14 @@ def metered(server: ServerProcess) -> tuple[int, int]:
 
 
 async def drops(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
-    """Clients that leave: the engine's places, and usage against what came, for polite and for hard leavers apart."""
+    """Clients that leave: the engine's places, and usage against what was sent, for each way to leave apart."""
     draw, report = random.Random(options.seed), {}
     await hear(ask(server, max_tokens=2))
-    for hard in (False, True):
+    for way, (changes, hard, share) in LEAVERS.items():
         before = metered(server)
         asks = [
-            replace(ask(server, max_tokens=450), leave_after=draw.randint(1, 60), hard=hard)
-            for _ in range(options.clients // 2)
+            replace(ask(server, max_tokens=450, **changes), leave_after=draw.randint(1, 60), hard=hard)
+            for _ in range(round(options.clients * share))
         ]
         began = time.monotonic()
         heard = await hear_all(asks, at_once=options.at_once)
@@ -133,13 +144,13 @@ async def drops(server: ServerProcess, options: argparse.Namespace) -> dict[str,
         while (now := metered(server))[0] - before[0] < len(asks) and time.monotonic() < last + 30:
             await asyncio.sleep(0.05)
         came = sum(one.tokens for one in heard)
-        report["reset" if hard else "half_close"] = {
+        report[way] = {
             "clients": len(asks),
-            "left_in_mid_stream": sum(one.left for one in heard),
+            "left_in_mid_stream": sum(one.left and not one.whole for one in heard),
             "seconds": round(last - began, 2),
             "engine_empty_after_seconds": round(free, 3),
             "usage_rows": now[0] - before[0],
-            "tokens_asked_for": 450 * len(asks),
+            "tokens_asked_for": 450 * len(asks) * changes.get("n", 1),
             "tokens_that_came": came,
             "tokens_billed": now[1] - before[1],
             "billed_less_came_per_client": round((now[1] - before[1] - came) / len(asks), 3),
@@ -150,8 +161,7 @@ async def drops(server: ServerProcess, options: argparse.Namespace) -> dict[str,
         if one["engine_empty_after_seconds"] > FREE_SECONDS
         or one["left_in_mid_stream"] != one["clients"]
         or one["usage_rows"] != one["clients"]
-        or one["tokens_billed"] < one["tokens_that_came"]
-        or one["billed_less_came_per_client"] > LATE_TOKENS
+        or not 0 <= one["tokens_billed"] - one["tokens_that_came"] <= LEAVERS[name][1] * LATE_TOKENS * one["clients"]
     ]
     return {**report, "wrong": wrong}
 

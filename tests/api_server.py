@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from smedje.api.app import create_app
+from smedje.api.connection import Connection
 from smedje.api.state import Services
 from smedje.domain.ids import HUB, PROJECT, new_id
 from smedje.domain.projects import Hub, Project
@@ -114,7 +115,9 @@ def serving(app: FastAPI) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # asyncio sets this only for sockets that it made itself; without it each answer waits 40 ms for an ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=Connection, log_level="warning", access_log=False, lifespan="on")
+        )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
         thread.start()
         try:

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smedje.chat.calls import GENERIC
 from smedje.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from smedje.modeling.tiny_random import write_tiny_llama
-from smedje.services.chat_text import LOWEST_LOGPROB, AnswerText, TokenText
+from smedje.services.chat_text import LOWEST_LOGPROB, AnswerCalls, AnswerText, TokenText
 from smedje.serving.engine import TokenLogprob
 
 
@@ -80,3 +81,25 @@ def test_an_impossible_token_has_a_finite_log_probability(tokenizer: ChatTokeniz
     logprob = TokenLogprob(token=token, logprob=float("-inf"), top=((token, float("-inf")),))
     _, (told,) = answer.feed([token], [logprob])
     assert told == TokenText(text="a", logprob=LOWEST_LOGPROB, top=(("a", LOWEST_LOGPROB),))
+
+
+def test_tokens_count_once_their_text_is_let_through(tokenizer: ChatTokenizer) -> None:
+    """Bytes of a character count with its last one, the beginning of a stop string once it turns out to be none."""
+    answer = AnswerText(tokenizer, stop=("END",))
+    counted = []
+    for token in tokenizer.encode("aæENd"):
+        answer.feed([token], None)
+        counted.append(answer.begun)
+    assert counted == [1, 1, 3, 3, 3, 6]
+
+
+def test_what_may_become_a_call_is_held(tokenizer: ChatTokenizer) -> None:
+    """Text is held while it may begin a call and in what divides calls, not in their arguments."""
+    calls = AnswerCalls(GENERIC)
+    call = ('<tool_call>\n{"name": "f', '", "arguments": ', '{"a"', ": 1}", "}\n</tool_call>")
+    held = []
+    for piece in ("well", " <tool", "box ", *call):
+        calls.feed(piece, last=False)
+        held.append(calls.holding)
+    assert held == [False, True, True, True, False, False, False, True]
+    assert not AnswerCalls(None).holding

@@ -150,6 +150,11 @@ class CallReader:
         self._scan = _ObjectEnd()
         self.calls = 0
 
+    @property
+    def holding(self) -> bool:
+        """Whether some of the text has not become a piece."""
+        return bool(self._held)
+
     def feed(self, text: str) -> list[Piece]:
         """The pieces that this text makes certain."""
         self._held += text

@@ -54,12 +54,14 @@ def run_server(listener: socket.socket, options: ServerOptions) -> None:
     """Serve on a listening socket until a signal ends it. Raises SmedjeError for settings that cannot work."""
     import uvicorn
 
+    from smedje.api.connection import Connection
     from smedje.settings import load_settings
     from smedje.wiring import build_app
 
     # No route speaks WebSocket, so what would read it is not loaded.
     config = uvicorn.Config(
         build_app(load_settings(), hosts=options.hosts),
+        http=Connection,
         ws="none",
         log_level="warning",
         access_log=False,

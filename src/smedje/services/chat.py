@@ -167,7 +167,7 @@ class Chat:
     async def _counted(self, caller: Principal, prepared: _Prepared) -> AsyncGenerator[ChatDelta, None]:
         """The deltas of all choices, the first one twice: once for `begin`, which only looks, once to be sent.
 
-        What is handed out to be sent is counted, even if the caller stops listening; what still waits here is not.
+        A delta is counted when the next is asked for: then it was sent. One that the caller closes at is not.
         """
         begun, looked = self._ctx.now(), False
         try:
@@ -178,8 +178,8 @@ class Chat:
                         yield delta
                     # Deltas that wait come without a pause: let the loop see first whether the client has gone.
                     await asyncio.sleep(0)
-                    prepared.counts[delta.index] = delta.tokens
                     yield delta
+                    prepared.counts[delta.index] = delta.tokens
         except InvalidRequest as wrong:
             if wrong.code != GRAMMAR_REFUSED:
                 raise
@@ -269,7 +269,7 @@ class Chat:
         else:
             chunks = self._pool.generate(base, prepared.folder, generation)
         assert isinstance(chunks, AsyncGenerator), "the pool hands out something that can be closed"
-        last, first, count = time.perf_counter(), True, 0
+        last, first, count, told = time.perf_counter(), True, 0, 0
         async with aclosing(chunks):
             async for chunk in chunks:
                 now = time.perf_counter()
@@ -292,12 +292,12 @@ class Chat:
                 piece, called = calls.feed(piece, last=finish is not None)
                 if finish is FinishReason.STOP and calls.any:
                     finish = FinishReason.TOOL_CALLS
-                if piece or called or logprobs or finish is not None:
-                    sent = count - text.held if finish is None else count
-                    yield ChatDelta(
-                        index=index, tokens=sent, text=piece, calls=called, logprobs=logprobs, finish=finish
-                    )
+                if logprobs or not calls.holding:
+                    told = text.begun
+                if piece or called or logprobs:
+                    yield ChatDelta(index=index, tokens=told, text=piece, calls=called, logprobs=logprobs)
                 if finish is not None:
+                    yield ChatDelta(index=index, tokens=count, finish=finish)
                     return
 
 

@@ -22,9 +22,11 @@ class ChatUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatDelta:
-    """More of one choice. finish: set on the choice's last delta. logprobs: of the tokens whose text is in it.
+    """More of one choice. finish: set on the choice's last delta, which has nothing else. logprobs: of the tokens whose
+    text begins in it.
 
-    tokens: of the choice's completion, up to and with this delta.
+    tokens: of the choice's completion, up to and with this delta: those whose text, or log probability, was told by
+    then; on the last delta all of them.
     """
 
     index: int
@@ -59,8 +61,8 @@ class ChatAnswer:
 class ChatStream:
     """A request under way. deltas: of all choices as they come, once it has begun; close it to cancel.
 
-    counts: completion tokens by choice, as far as deltas were taken. cached: prompt tokens that were not computed
-    again, by choice. fingerprint: changes when the same seed may give another answer.
+    counts: completion tokens by choice, up to the last delta after which another was asked for. cached: prompt tokens
+    that were not computed again, by choice. fingerprint: changes when the same seed may give another answer.
     """
 
     deltas: AsyncGenerator[ChatDelta, None]

@@ -45,6 +45,7 @@ class AnswerText:
         self._tokenizer = tokenizer
         self._decoder = IncrementalDecoder(tokenizer)
         self._stops = StopStrings(stop)
+        self._fed = 0
         self._decoded = 0
         self._released = 0
         self._waiting: list[tuple[int, TokenText | None]] = []
@@ -56,14 +57,15 @@ class AnswerText:
         return self._stops.stopped
 
     @property
-    def held(self) -> int:
-        """Tokens fed of whose text nothing has been let through yet."""
-        return len(self._waiting)
+    def begun(self) -> int:
+        """Tokens fed whose text has been let through, at least its first character."""
+        return self._fed - len(self._waiting)
 
     def feed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] | None) -> tuple[str, tuple[TokenText, ...]]:
         """The text that these tokens make certain, and the log probabilities of the tokens that it begins."""
         text = ""
         for place, token in enumerate(tokens):
+            self._fed += 1
             self._waiting.append((self._decoded, None if logprobs is None else self._told(logprobs[place])))
             text += self._let_through(self._decoder.feed([token]))
             if self.stopped:
@@ -118,6 +120,11 @@ class AnswerCalls:
     def any(self) -> bool:
         """Whether a call has begun."""
         return bool(self._ids)
+
+    @property
+    def holding(self) -> bool:
+        """Whether text is held back, as what may become a call or as what only divides and ends calls."""
+        return self._reader is not None and self._reader.holding
 
     def feed(self, text: str, *, last: bool) -> tuple[str, tuple[CallDelta, ...]]:
         """The text and the calls that this piece of the answer makes certain. last: nothing more will come."""

@@ -53,11 +53,12 @@ class LabelText:
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
         self.stopped = False
-        self.held = 0
+        self.begun = 0
 
     def feed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] | None) -> tuple[str, tuple[TokenText, ...]]:
         """The label, and its log probability with those of the likeliest ones."""
         self.stopped = self.stopped or bool(tokens)
+        self.begun += len(tokens)
         text = "".join(self._labels[token] for token in tokens)
         return text, tuple(self._told(found) for found in logprobs or ())
 
