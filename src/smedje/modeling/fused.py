@@ -36,7 +36,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def turn_heads(qkv: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [T, heads, D] of q | k | v side by side [T, N * D], with q and k turned by cos, sin [T, 1, R / 2].
 
-    sizes: query heads, key heads, D. Values i and i + R / 2 of a head form a pair; those from R on stay as they are.
+    Turned in the type of cos and sin, given in that of qkv. sizes: query heads, key heads, D. Values i and i + R / 2 of
+    a head form a pair; those from R on stay as they are.
     """
     if torch.is_grad_enabled() and qkv.requires_grad:
         turned: tuple[Tensor, Tensor, Tensor] = _TurnHeads.apply(qkv, cos, sin, sizes)  # type: ignore[no-untyped-call]
@@ -48,7 +49,10 @@ def _turned(qkv: Tensor, cos: Tensor, sin: Tensor, sizes: tuple[int, int, int]) 
     many, few, size = sizes
     heads = qkv.view(qkv.shape[0], many + 2 * few, size)
     q, k, v = torch.split(heads, [many, few, few], dim=1)
-    return _rotated(q, cos, sin), _rotated(k, cos, sin), v.contiguous()
+    if qkv.dtype == cos.dtype:
+        return _rotated(q, cos, sin), _rotated(k, cos, sin), v.contiguous()
+    q, k = (_rotated(part.to(cos.dtype), cos, sin).to(qkv.dtype) for part in (q, k))
+    return q, k, v.contiguous()
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
@@ -116,7 +120,10 @@ class _TurnHeads(torch.autograd.Function):
         rows = d_q.shape[0]
         d_heads = torch.empty(rows, many + 2 * few, size, dtype=d_q.dtype, device=d_q.device)
         back = -sin  # turning back is turning by the opposite angle
-        _rotated(d_q, cos, back, d_heads[:, :many])
-        _rotated(d_k, cos, back, d_heads[:, many : many + few])
+        for d_part, place in ((d_q, d_heads[:, :many]), (d_k, d_heads[:, many : many + few])):
+            if d_part.dtype == cos.dtype:
+                _rotated(d_part, cos, back, place)
+            else:
+                place.copy_(_rotated(d_part.to(cos.dtype), cos, back))
         d_heads[:, many + few :] = d_v
         return d_heads.view(rows, -1), None, None, None

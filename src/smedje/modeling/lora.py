@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import Site, Slot, all_linear_targets, targets_of
 from smedje.modeling.dora import magnitude_name, row_norms, site_gains
-from smedje.modeling.low_rank import add_low_rank
+from smedje.modeling.low_rank import Factors, add_low_rank
 from smedje.modeling.products import frozen_linear
 from smedje.modeling.transformer import CausalDecoder
 
@@ -154,6 +154,14 @@ class TrainableLora(nn.Module):
         if self._magnitudes is not None:
             return self._magnitudes.turned(self, parts, x, y, dropped=dropped)
         return self.add_low_rank(parts, x, y)
+
+    def factors(self, site: Site) -> Factors | None:
+        """A site's A and B for a product that adds them itself; None where dropout or DoRA have a say."""
+        if self._magnitudes is not None or (self.training and self.config.dropout > 0):
+            return None
+        parts = self._sites.get(site, ())
+        spans = tuple((part.slot.start, part.slot.stop) for part in parts)
+        return Factors(self.config.scale, spans, tuple(part.A for part in parts), tuple(part.B for part in parts))
 
     def add_low_rank(self, parts: "Sequence[_Part]", x: Tensor, y: Tensor) -> Tensor:
         """scale * B A x of a site's parts written into y."""

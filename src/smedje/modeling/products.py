@@ -25,8 +25,8 @@ _PACKING_ROWS = 16  # a hint; any count above one gives a layout that serves all
 class Numbers:
     """What weights are stored as, what flows between products (rows, norms, biases), and what products multiply.
 
-    bf16 products add up in fp32 and round what they give; fp32 products of bf16 weights are those of the same weights
-    stored in fp32, to the last bit.
+    bf16 products add up in fp32 and round what they give; rows between them stay bf16 in training (adapted.py). fp32
+    products of bf16 weights are those of the same weights stored in fp32, to the last bit.
     """
 
     weights: torch.dtype
@@ -52,6 +52,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)
+
+
+def product_and(more: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """product(x, weight) + more, [T, out] in bf16, rounded once: a `more` that is smaller than half of the last digit,
+    as a young adapter's is, would be lost after a rounding of the product alone. Without gradients."""
+    if x.device.type == "cpu" and _HAS_BF16 and _is_dense(x) and _is_dense(weight):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, more, weight, None, "add")
+        return out
+    return torch.addmm(more, x, weight.T)
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -81,12 +90,23 @@ def frozen_linear(
         assert not isinstance(weight, Int8Weight), "packed weights are for inference"
         out: Tensor = _FrozenLinear.apply(x, weight, bias, multiply)  # type: ignore[no-untyped-call]
         return out
-    return _multiplied(x, weight, bias, multiply)
+    return multiplied(x, weight, bias, multiply)
 
 
-def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: torch.dtype | None) -> Tensor:
-    if multiply is None or x.dtype == weight.dtype:
+def multiplied(
+    x: Tensor, weight: Tensor, bias: Tensor | None, multiply: torch.dtype | None, *, more: Tensor | None = None
+) -> Tensor:
+    """`product` of operands of different types, multiplied in the type `multiply`, given in x's; plus `more`, [T, out].
+
+    Without gradients.
+    """
+    if more is not None:
+        if x.dtype == torch.bfloat16 == weight.dtype:
+            return product_and(more if bias is None else more + bias.to(more.dtype), x, weight)
+        return multiplied(x, weight, bias, multiply).add_(more)
+    if (multiply is None or x.dtype == weight.dtype) and (bias is None or bias.dtype == x.dtype):
         return product(x, weight, bias)
+    multiply = x.dtype if multiply is None else multiply
     y = product(x.to(multiply), weight.to(multiply)).to(x.dtype)
     return y if bias is None else y.add_(bias)
 
@@ -105,9 +125,9 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, multiply: torch.dtype | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.multiply = multiply
-        return _multiplied(x, weight, bias, multiply)
+        return multiplied(x, weight, bias, multiply)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        return _multiplied(grads[0], weight.T, None, ctx.multiply), None, None, None
+        return multiplied(grads[0], weight.T, None, ctx.multiply), None, None, None

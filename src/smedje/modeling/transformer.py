@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from smedje.modeling.adapted import AsTheyAre, Entry, Frozen, Fusable, Gated, Normed, adapted_linear
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
 from smedje.modeling.fused import rms_norm, swiglu, turn_heads
 from smedje.modeling.int8 import Int8Weight
@@ -69,13 +70,14 @@ class CausalDecoder(Protocol):
 
 
 class _Pass(NamedTuple):
-    """What every layer of one forward pass shares."""
+    """What every layer of one forward pass shares. fused: the adapter is computed with each product, for training."""
 
     cos: Tensor
     sin: Tensor
     attend: Attend
     lora: LowRank | None
     multiply: torch.dtype
+    fused: bool
 
 
 class Block(nn.Module):
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
         if noise is not None:
             x = x + noise.to(x.device, x.dtype)
         cos, sin = turns(positions, self.get_buffer("frequencies"), self.config.rope.scaling, x.dtype)
-        shared = _Pass(cos, sin, attend, lora, self.numbers.products)
+        shared = _Pass(cos, sin, attend, lora, self.numbers.products, _may_fuse(self.slots[0].site, lora))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             if self.recompute and torch.is_grad_enabled():
@@ -181,8 +183,8 @@ class Decoder(nn.Module):
 
     def _layer(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
         """One layer's output rows [T, H]."""
-        x = x + self._attention(layer, block, rms_norm(x, block.input_norm, self.config.norm_eps), shared)
-        return x + self._mlp(layer, block, rms_norm(x, block.post_norm, self.config.norm_eps), shared)
+        x = x + self._attention(layer, block, x, shared)
+        return x + self._mlp(layer, block, x, shared)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of chosen rows: [R, H] -> [R, V]. The widest product of a small model: call it on wanted rows only."""
@@ -244,29 +246,60 @@ class Decoder(nn.Module):
     def _attention(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
         shape = self.shape
         rows = x.shape[0]
-        qkv = _linear(Site(layer, "qkv"), x, block.qkv, block.qkv_bias, shared)
+        qkv = self._linear(Site(layer, "qkv"), block, x, shared)
         if block.q_norm is not None and block.k_norm is not None:
             qkv = self._normed_heads(qkv, block.q_norm, block.k_norm)
         sizes = (shape.heads, shape.kv_heads, shape.head_size)
         mixed = shared.attend(layer, *turn_heads(qkv, shared.cos, shared.sin, sizes))
-        return _linear(Site(layer, "o"), mixed.reshape(rows, -1), block.o, block.o_bias, shared)
+        return self._linear(Site(layer, "o"), block, mixed.reshape(rows, -1), shared)
 
     def _normed_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Each query and key head normed over its own values, as Qwen3 does: [T, N * D] -> the same."""
         shape, eps = self.shape, self.config.norm_eps
-        heads = qkv.view(qkv.shape[0], -1, shape.head_size)
+        heads = qkv.to(q_norm.dtype).view(qkv.shape[0], -1, shape.head_size)
         q, k, v = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
-        return torch.cat((rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v), dim=1).view(qkv.shape)
+        normed = torch.cat((rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps), v), dim=1)
+        return normed.view(qkv.shape).to(qkv.dtype)
 
     def _mlp(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
-        gate_up = _linear(Site(layer, "gate_up"), x, block.gate_up, block.gate_up_bias, shared)
-        return _linear(Site(layer, "down"), swiglu(gate_up), block.down, block.down_bias, shared)
+        gate_up = self._linear(Site(layer, "gate_up"), block, x, shared)
+        return self._linear(Site(layer, "down"), block, gate_up, shared)
+
+    def _linear(self, site: Site, block: Block, z: Tensor, shared: _Pass) -> Tensor:
+        """What comes before a linear, the linear, and its adapter."""
+        weight, bias = getattr(block, site.linear), getattr(block, f"{site.linear}_bias")
+        if shared.fused:
+            assert isinstance(shared.lora, Fusable)
+            factors = shared.lora.factors(site)
+            assert factors is not None, "an adapter's sites are computed alike"
+            entry = _entry(site.linear, block, self.config.norm_eps, shared.multiply)
+            return adapted_linear(z, entry, Frozen(weight, bias, shared.multiply), factors)
+        x = _before(site.linear, block, z, self.config.norm_eps)
+        y = frozen_linear(x, weight, bias, multiply=shared.multiply)
+        return y if shared.lora is None else shared.lora(site, x, y)
 
 
 def _for_inference(weight: Tensor, *, int8: bool) -> Tensor:
     return Int8Weight.of(weight) if int8 else packed(weight)
 
 
-def _linear(site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, shared: _Pass) -> Tensor:
-    y = frozen_linear(x, weight, bias, multiply=shared.multiply)
-    return y if shared.lora is None else shared.lora(site, x, y)
+def _may_fuse(site: Site, lora: LowRank | None) -> bool:
+    return torch.is_grad_enabled() and isinstance(lora, Fusable) and lora.factors(site) is not None
+
+
+def _before(linear: str, block: Block, z: Tensor, eps: float) -> Tensor:
+    """A linear's input, in z's type."""
+    if linear == "o":
+        return z
+    if linear == "down":
+        return swiglu(z)
+    return rms_norm(z, block.input_norm if linear == "qkv" else block.post_norm, eps)
+
+
+def _entry(linear: str, block: Block, eps: float, dtype: torch.dtype) -> Entry:
+    """The same for one that is computed with its adapter."""
+    if linear == "o":
+        return AsTheyAre()
+    if linear == "down":
+        return Gated()
+    return Normed(block.input_norm if linear == "qkv" else block.post_norm, eps, dtype)

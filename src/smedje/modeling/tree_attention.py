@@ -100,10 +100,16 @@ def _contiguous_heads(rows: Tensor) -> Tensor:
     return rows.transpose(0, 1).contiguous().transpose(0, 1)
 
 
+def _wide(rows: Tensor) -> Tensor:
+    """Halves as fp32, in which everything within is computed."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
 class _Tree(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
-        q, k, v = (_contiguous_heads(rows) for rows in (q, k, v))
+        kept = [_contiguous_heads(rows) for rows in (q, k, v)]
+        q, k, v = (_wide(rows) for rows in kept)
         out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
         for start, stop, _ in segments:
             rows = slice(start, stop)
@@ -114,14 +120,17 @@ class _Tree(torch.autograd.Function):
             below, above = slice(stop, end), slice(start, stop)
             part = _forward(q[below], k[above], v[above], causal=False)
             out[below], lse[below] = merge(out[below], lse[below], *part)
-        ctx.save_for_backward(q, k, v, out, lse)
+        out = out.to(kept[0].dtype)
+        ctx.save_for_backward(*kept, out, lse)
         ctx.segments = segments
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, lse = ctx.saved_tensors
-        d_out = grads[0].contiguous()
+        saved = ctx.saved_tensors
+        dtype = saved[0].dtype
+        q, k, v, out, lse = (_wide(rows) for rows in saved)
+        d_out = _wide(grads[0]).contiguous()
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
         def part(queries: slice, keys: slice, *, causal: bool) -> list[Tensor]:
@@ -139,4 +148,4 @@ class _Tree(torch.autograd.Function):
             d_q[below] += more_q
             d_k[above] += more_k
             d_v[above] += more_v
-        return d_q, d_k, d_v, None
+        return d_q.to(dtype), d_k.to(dtype), d_v.to(dtype), None
