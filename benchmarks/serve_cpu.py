@@ -5,12 +5,13 @@ after another for --seconds; on the base model, one adapter, eight adapters in t
 of about 400 tokens. Engines, each in an environment of its own that is made on first use:
 
   smedje        our server; also a first token of a cold adapter and behind a cold prompt against warm ones
+  smedje-bf16, smedje-int8   the same with weights in bf16 and in eight bits
   inside        our engine alone: decode steps with no, one and eight adapters, interleaved
-  inside-int8   the same with weights in eight bits
+  inside-bf16, inside-int8   the same with weights in bf16 and in eight bits
   transformers  `transformers serve`, which knows no adapters
   peft          transformers + peft generating a batch at a time, mixed adapters by `adapter_names`
   llama         llama.cpp (cyllama), one completion alone, Q8_0 made from the GGUF file that our export writes
-  vllm          vLLM's CPU build with LoRA; it takes minutes to start: an invocation of its own
+  vllm, vllm-bf16   vLLM's CPU build with LoRA; it takes minutes to start: an invocation of its own
   guard         no engine: our greedy tokens and log probabilities against transformers' own loop
 
 Results add up in OUT over invocations; nothing is started that would begin after --until seconds. Run it on an idle
@@ -33,7 +34,7 @@ from serve_cpu_load import cold_and_warm, measured, workloads
 from serve_cpu_servers import SERVERS, environment, running, write_adapters
 
 ROOT = Path(__file__).resolve().parent
-USUAL = "guard,inside,inside-int8,smedje,llama,peft,transformers"
+USUAL = "guard,inside,inside-bf16,inside-int8,smedje,smedje-bf16,llama,peft,transformers"
 ADAPTERS = 8
 # A server that answers one after another would take minutes to end what many clients began.
 MOST_CLIENTS = {"transformers": 4}
@@ -66,15 +67,17 @@ def run(engine: str, found: dict[str, Any], scratch: Path, options: argparse.Nam
     if engine in SERVERS:
         serve(engine, found, scratch, options)
         return
-    alone = {"guard": guard, "inside": inside, "inside-int8": inside_int8, "peft": peft, "llama": llama}
-    found |= alone[engine](scratch, options)
+    if engine.startswith("inside"):
+        found |= inside(scratch, options, numbers=engine.partition("-")[2] or "fp32")
+        return
+    found |= {"guard": guard, "peft": peft, "llama": llama}[engine](scratch, options)
 
 
 def serve(engine: str, found: dict[str, Any], scratch: Path, options: argparse.Namespace) -> None:
     """A server under each workload and number of clients."""
     wanted = options.workloads.split(",")
     with running(engine, options.base, scratch / engine, ADAPTERS) as server:
-        if engine == "smedje":
+        if engine.startswith("smedje"):
             found["first_token"] = cold_and_warm(server)
         for name, workload in workloads(server, options.tokens).items():
             for clients in options.clients if name in wanted else ():
@@ -91,7 +94,7 @@ def guard(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     return child([sys.executable, str(ROOT / "serve_cpu_guard.py")], asked, options)
 
 
-def inside(scratch: Path, options: argparse.Namespace, *, numbers: str = "fp32") -> dict[str, Any]:
+def inside(scratch: Path, options: argparse.Namespace, *, numbers: str) -> dict[str, Any]:
     """Our engine without HTTP."""
     asked: dict[str, Any] = {
         "numbers": numbers,
@@ -101,11 +104,6 @@ def inside(scratch: Path, options: argparse.Namespace, *, numbers: str = "fp32")
         "tokens": options.tokens // 4,
     }
     return child([sys.executable, str(ROOT / "serve_cpu_inside.py")], asked, options)
-
-
-def inside_int8(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Our engine without HTTP, with weights in eight bits."""
-    return inside(scratch, options, numbers="int8")
 
 
 def peft(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -191,8 +189,10 @@ def verdicts(report: dict[str, Any]) -> dict[str, str]:
     found = {}
     if crowd["smedje"]:
         found["16 clients, 8 adapters"] = f"{crowd['smedje']} tokens/s (300)"
-    if crowd["smedje"] and crowd["vllm"]:
-        found["against vLLM with LoRA"] = f"{crowd['smedje'] / crowd['vllm']:.2f}x (1.3x)"
+    for numbers in ("", "-bf16"):
+        if crowd[f"smedje{numbers}"] and crowd[f"vllm{numbers}"]:
+            ratio = crowd[f"smedje{numbers}"] / crowd[f"vllm{numbers}"]
+            found[f"against vLLM with LoRA{numbers}"] = f"{ratio:.2f}x (1.3x)"
     if "alone" in inside and lone:
         found["alone against llama.cpp Q8_0"] = f"{inside['alone'] / statistics.median(lone):.2f}x"
     if "alone" in report.get("inside-int8", {}) and lone:
@@ -216,10 +216,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True, help="folder of an installed base model")
-    parser.add_argument(
-        "--engines", default=USUAL, help="some of guard, inside, inside-int8, smedje, llama, peft, transformers, vllm"
-    )
-    parser.add_argument("--clients", default="1,4,16", help="numbers of clients; 64 takes longer to end")
+    parser.add_argument("--engines", default=USUAL, help="some of those above, with commas")
+    parser.add_argument("--clients", default="1,4,16", help="numbers of clients; 64 take longer to end")
     parser.add_argument("--workloads", default="base,one,adapters,shared")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a completion")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each number of clients asks")

@@ -59,15 +59,28 @@ def write_adapters(base: Path, target: Path, count: int, *, plain: bool, env: di
     _run([*command, *(["--plain"] if plain else [])], env)
 
 
-def ours(base: Path, scratch: Path, port: int, adapters: int) -> tuple[list[str], dict[str, str], Server]:
+def ours(
+    base: Path, scratch: Path, port: int, adapters: int, *, weights: str = "fp32"
+) -> tuple[list[str], dict[str, str], Server]:
     """`smedje serve` with random adapters as fine-tuned models."""
     home, name = scratch / "home", base.name
     (home / "models").mkdir(parents=True)
     (home / "models" / name).symlink_to(base.resolve())
     env = {"SMEDJE_HOME": str(home), "SMEDJE_BOOTSTRAP_API_KEY": KEY, "SMEDJE_THREADS": str(os.cpu_count())}
+    env["SMEDJE_SERVING_WEIGHTS"] = weights
     write_adapters(base, home, adapters, plain=False, env=env)
     command = [sys.executable, "-m", "smedje.cli", "serve", "--port", str(port)]
     return command, env, _server(port, name, adapters)
+
+
+def ours_in_bf16(base: Path, scratch: Path, port: int, adapters: int) -> tuple[list[str], dict[str, str], Server]:
+    """The same with weights in bf16."""
+    return ours(base, scratch, port, adapters, weights="bf16")
+
+
+def ours_in_int8(base: Path, scratch: Path, port: int, adapters: int) -> tuple[list[str], dict[str, str], Server]:
+    """The same with weights in eight bits."""
+    return ours(base, scratch, port, adapters, weights="int8")
 
 
 def transformers(base: Path, scratch: Path, port: int, adapters: int) -> tuple[list[str], dict[str, str], Server]:
@@ -76,18 +89,34 @@ def transformers(base: Path, scratch: Path, port: int, adapters: int) -> tuple[l
     return [*command, "--dtype", "float32", "--device", "cpu"], {}, _server(port, str(base.resolve()), 0)
 
 
-def vllm(base: Path, scratch: Path, port: int, adapters: int) -> tuple[list[str], dict[str, str], Server]:
-    """vLLM's CPU build in fp32, its adapters loaded at the start."""
+def vllm(
+    base: Path, scratch: Path, port: int, adapters: int, *, dtype: str = "float32"
+) -> tuple[list[str], dict[str, str], Server]:
+    """vLLM's CPU build, its adapters loaded at the start, on all cores."""
     write_adapters(base, scratch / "adapters", adapters, plain=True)
     command = [str(environment("vllm") / "vllm"), "serve", str(base.resolve()), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "2048", "--served-model-name", "base"]
+    command += ["--port", str(port), "--dtype", dtype, "--max-model-len", "2048", "--served-model-name", "base"]
     command += ["--enable-lora", "--max-loras", str(adapters), "--max-lora-rank", "16", "--lora-modules"]
     command += [f"adapter-{number}={scratch / 'adapters' / f'adapter-{number}'}" for number in range(adapters)]
-    return command, {"VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1"}, _server(port, "base", adapters)
+    # Left alone it keeps a core free for its server, which needs little of one.
+    env = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}"}
+    return command, {**env, "HF_HUB_OFFLINE": "1"}, _server(port, "base", adapters)
+
+
+def vllm_in_bf16(base: Path, scratch: Path, port: int, adapters: int) -> tuple[list[str], dict[str, str], Server]:
+    """The same in bf16, which is what it takes where nothing is said."""
+    return vllm(base, scratch, port, adapters, dtype="bfloat16")
 
 
 Starter = Callable[[Path, Path, int, int], tuple[list[str], dict[str, str], Server]]
-SERVERS: dict[str, Starter] = {"smedje": ours, "transformers": transformers, "vllm": vllm}
+SERVERS: dict[str, Starter] = {
+    "smedje": ours,
+    "smedje-bf16": ours_in_bf16,
+    "smedje-int8": ours_in_int8,
+    "transformers": transformers,
+    "vllm": vllm,
+    "vllm-bf16": vllm_in_bf16,
+}
 
 
 @contextmanager

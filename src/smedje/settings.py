@@ -21,7 +21,7 @@ OTHER_VARIABLES = frozenset({"SMEDJE_BASE_URL", "SMEDJE_API_KEY", "SMEDJE_PROJEC
 CHOICES = {
     f"{PREFIX}DEVICE": ("auto", "cpu", "cuda"),
     f"{PREFIX}ENGINE": ("torch", "vllm"),
-    f"{PREFIX}SERVING_WEIGHTS": ("fp32", "int8"),
+    f"{PREFIX}SERVING_WEIGHTS": ("fp32", "bf16", "int8"),
 }
 
 
@@ -31,8 +31,8 @@ class ServingSettings:
 
     engine: what answers: `torch`, our own engine, or `vllm`, a vLLM server in an environment of its own.
     engine_idle_seconds: an engine without requests for this long is stopped.
-    serving_weights: what our own engine holds base models in: `fp32`, exact, or `int8`, faster and a quarter of the
-    size, for models that pass a check of what they say; others stay in fp32.
+    serving_weights: what our own engine holds base models in: `fp32`, exact, or, for models that pass a check of
+    what they say, `bf16` (half the size, quickest for many) or `int8` (a quarter, quickest for one).
     vllm: vLLM's program, a path or a name on PATH. vllm_options: further options for `vllm serve`, as in a shell.
     """
 

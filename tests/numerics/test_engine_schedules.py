@@ -5,10 +5,12 @@
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.contract.engine_suite import (
     ADAPTERS,
     Completion,
@@ -74,11 +76,27 @@ def drive_at_random(engine: TorchEngine, requests: Requests, draw: random.Random
     return {number: found for number, found in done.items() if number not in cancelled}
 
 
+@pytest.fixture
+def cores(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So many compute threads; with two, an engine tries both and two streams side by side."""
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize(
-    "limits",
-    [replace(ROOMY, reuse=False), replace(CROWDED, reuse=False), ROOMY, CROWDED],
-    ids=["batched", "preempted", "cached", "preempted and cached"],
+    ("limits", "cores"),
+    [
+        (replace(ROOMY, reuse=False), 1),
+        (replace(CROWDED, reuse=False), 1),
+        (ROOMY, 1),
+        (CROWDED, 1),
+        (CROWDED, 2),
+    ],
+    ids=["batched", "preempted", "cached", "preempted and cached", "all of it on two cores"],
+    indirect=["cores"],
 )
+@pytest.mark.usefixtures("cores")
 def test_a_schedule_changes_nothing(
     model: CausalDecoder,
     objects: Path,

@@ -8,7 +8,8 @@ Kernels: ATen's CPU flash attention (grouped queries native, log-sum-exp out), A
 half precision, and plain matrix products elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -77,7 +78,22 @@ def decode_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
             ]
         )
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    return torch.cat([flash(*each)[0] for each in zip(rows, keys, values, strict=True)]).squeeze(2)
+    # Each call takes some microseconds, and so does waking another core for it.
+    with _one_thread():
+        return torch.cat([flash(*each)[0] for each in zip(rows, keys, values, strict=True)]).squeeze(2)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, window: int | None = None) -> Tensor:

@@ -48,6 +48,7 @@ class FallbackDecoder(nn.Module):
         super().__init__()
         self.model = model
         self.shape = shape
+        self.rows, self.reentrant = next(model.parameters()).dtype, False
         self._held = _Held()
         slots = []
         for name, site, linear in _linears(model):

@@ -58,12 +58,12 @@ class ServedAdapter:
             if config.dora:
                 found = [(slot, row_gains(decoder, slot, weights, config)) for slot in parts]
                 gain, bias = site_gains(found, base.shape[0]), decoder.bias(site)
-                shift = None if bias is None else (bias.float() * (1 - gain)).to(base.dtype)
-                self.gains[site] = (gain.to(base.dtype), shift)
+                shift = None if bias is None else (bias.float() * (1 - gain)).to(decoder.rows)
+                self.gains[site] = (gain.to(decoder.rows), shift)
                 up = up * gain[:, None]
             self.factors[site] = (
-                down.to(base.device, base.dtype).T.contiguous(),
-                (up * config.scale).to(base.dtype).T.contiguous(),
+                down.to(base.device, decoder.rows).T.contiguous(),
+                (up * config.scale).to(decoder.rows).T.contiguous(),
             )
 
 

@@ -38,13 +38,16 @@ class LowRank(Protocol):
 class CausalDecoder(Protocol):
     """What training, serving and evaluation need of a base model, ours or a fallback.
 
-    `slots`: its linears by Hugging Face name. `weight(site)`, `bias(site)`: a linear's frozen weight [out, in] and bias
-    [out]. `row_squares(site)`: the sum of squares of each row of a weight, fp32 [out], also when packed. `pack()`: get
-    ready for inference alone.
+    `slots`: its linears by Hugging Face name. `rows`: the type of what flows between linears, and of keys, values and
+    served adapters. `reentrant`: whether several passes may run at once. `weight(site)`, `bias(site)`: a linear's
+    frozen weight [out, in] and bias [out]. `row_squares(site)`: the sum of squares of each row of a weight, fp32 [out],
+    also when packed. `pack()`: get ready for inference alone.
     """
 
     shape: DecoderShape
     slots: tuple[Slot, ...]
+    rows: torch.dtype
+    reentrant: bool
 
     def forward(
         self,
@@ -138,6 +141,7 @@ class Decoder(nn.Module):
         self.recompute = False  # whether a layer keeps its input alone and is computed again in the backward pass
         self.numbers = plain(dtype) if numbers is None else numbers
         dtype = self.numbers.weights
+        self.rows, self.reentrant = self.numbers.rows, True
         self.config, self.regime = config, regime
         self.shape = config.shape
         self.slots = linear_slots(config)
@@ -211,16 +215,18 @@ class Decoder(nn.Module):
     def pack(self, *, int8: bool = False) -> None:
         """Lay the linears out for inference and give the plain ones up: no training, merging or export afterwards.
 
-        CPU in fp32 only (products.packed); elsewhere nothing changes. A tied embedding then lies in memory twice.
+        CPU only (products.packed); elsewhere nothing changes. A tied embedding then lies in memory twice.
         int8: round the linears to eight bits (int8.why_no_int8 tells where that is not to be had).
         """
+        assert self.numbers.weights == self.numbers.products, "packed weights are multiplied as they are stored"
         self._row_squares = {site: self.row_squares(site) for site in {slot.site for slot in self.slots}}
         for block in self.blocks:
             assert isinstance(block, Block)
             block.pack(int8=int8)
         output = self.output
         del self.output
-        self.output = _for_inference(output, int8=int8)
+        # A product's result is rounded to its operands' type, and logits rounded to bf16 would tie.
+        self.output = _for_inference(output.to(self.numbers.rows), int8=int8)
 
     def export_state(self) -> dict[str, Tensor]:
         """Every tensor under its Hugging Face name, as views; q, k, v and gate, up apart where the files are."""

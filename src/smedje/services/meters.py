@@ -82,6 +82,7 @@ class Meters:
                 ("generated_tokens", stats.generated_tokens),
                 ("preemptions", stats.preemptions),
                 ("int8_weights", int(stats.numbers == "int8")),
+                ("bf16_weights", int(stats.numbers == "bf16")),
             ):
                 self._engines.labels(base_model, what).set(value)
         self._jobs.clear()

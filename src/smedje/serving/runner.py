@@ -4,6 +4,7 @@ Knows how rows, caches and adapters meet; knows nothing of who is scheduled and 
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 import torch
@@ -15,6 +16,9 @@ from smedje.modeling.transformer import Attend, CausalDecoder
 from smedje.serving.adapters import AdapterCache
 from smedje.serving.kv_cache import KVCache
 from smedje.serving.sequence import Chunk
+
+# A step's decode rows take longer than rows of prompts: each looks at keys and values of its own.
+DECODE_COST = 2
 
 # Finite, so that what is told of it can be written as JSON.
 NO_LABEL = -1e9
@@ -28,6 +32,23 @@ class Runner:
         self._cache = cache
         self._adapters = adapters
         self._device = device
+        half = max(1, torch.get_num_threads() // 2)
+        self._beside = ThreadPoolExecutor(1, "stream", torch.set_num_threads, (half,))
+
+    def run_all(self, streams: Sequence[Sequence[Chunk]]) -> list[Tensor]:
+        """`run` of one stream, or of two side by side, the second on a thread of its own."""
+        if len(streams) == 1:
+            return [self.run(streams[0])]
+        first, second = streams
+        beside = self._beside.submit(self.run, second)
+        try:
+            return [self.run(first), beside.result()]
+        finally:
+            beside.exception()  # whatever happens, nothing runs on after the step
+
+    def close(self) -> None:
+        """End the second stream's thread."""
+        self._beside.shutdown(wait=False)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -77,6 +98,17 @@ class Runner:
             if adapter is not None:
                 rows.setdefault(adapter, []).append(torch.arange(end - chunk.count, end, device=self._device))
         return SegmentedLora([(self._adapters.get(key), torch.cat(of)) for key, of in rows.items()]) if rows else None
+
+
+def halves(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """The chunks, two at least, dealt into streams that take about as long: the longest first, to the emptier one."""
+    streams: tuple[list[Chunk], list[Chunk]] = ([], [])
+    costs = [0, 0]
+    for chunk in sorted(chunks, key=lambda chunk: chunk.count, reverse=True):
+        emptier = costs.index(min(costs))
+        streams[emptier].append(chunk)
+        costs[emptier] += DECODE_COST if chunk.count == 1 else chunk.count
+    return streams
 
 
 class _CachedRows:

@@ -28,7 +28,7 @@ from smedje.serving.engine import (
 )
 from smedje.serving.grammar import Grammars
 from smedje.serving.kv_cache import KVCache
-from smedje.serving.runner import Runner
+from smedje.serving.runner import Runner, halves
 from smedje.serving.sampler import NO_TOKEN, Sampler, logprobs
 from smedje.serving.scheduler import Scheduler
 from smedje.serving.sequence import Chunk, Constraint
@@ -49,7 +49,7 @@ class EngineLimits:
     token_capacity: int
     reuse: bool = True
     max_batch_tokens: int = 256
-    max_prefill_beside: int = 128
+    max_prefill_beside: int = 64
     max_sequences: int = 32
 
     def __post_init__(self) -> None:
@@ -82,12 +82,13 @@ class TorchEngine:
         self._cache = KVCache(
             model.shape,
             capacity=limits.token_capacity,
-            dtype=weight.dtype,
+            dtype=model.rows,
             device=weight.device,
             reuse=limits.reuse,
         )
         self._runner = Runner(model, self._cache, adapters, device=weight.device)
         self._sampler = Sampler()
+        self._reentrant = model.reentrant
         self._cores = Cores(torch.get_num_threads())
         self._scheduler = Scheduler(
             self._cache,
@@ -135,14 +136,21 @@ class TorchEngine:
     def step(self) -> list[Delivery]:
         """See Engine.step."""
         self._read_notes()
-        chunks = sorted(self._scheduler.plan(), key=lambda chunk: self._adapters.order(chunk.sequence.request.adapter))
+        chunks = self._scheduler.plan()
         if not chunks:
             return []
-        with self._cores.step(sum(chunk.count for chunk in chunks)):
-            logits = self._runner.run(chunks)
+        rows = sum(chunk.count for chunk in chunks)
+        divisible = self._reentrant and 1 < len(chunks) < rows
+        with self._cores.step(rows, divisible=divisible) as apart:
+            streams = [self._in_order(stream) for stream in (halves(chunks) if apart else [chunks])]
+            logits = self._runner.run_all(streams)
         for chunk in chunks:
             self._has_run(chunk)
-        return self._take_tokens([chunk.sequence for chunk in chunks if not chunk.sequence.pending], logits)
+        deliveries: list[Delivery] = []
+        for stream, of_stream in zip(streams, logits, strict=True):
+            sequences = [chunk.sequence for chunk in stream if not chunk.sequence.pending]
+            deliveries += self._take_tokens(sequences, of_stream)
+        return deliveries
 
     def stats(self) -> EngineStats:
         """See Engine.stats."""
@@ -164,6 +172,7 @@ class TorchEngine:
         with self._notes:
             self._closed = True
             self._notes.notify()
+        self._runner.close()
 
     def _constraint(self, request: GenerationRequest) -> Constraint | None:
         if request.grammar is None:
@@ -182,6 +191,10 @@ class TorchEngine:
             self._scheduler.add(sequence)
         for sequence_id in cancelled & self._sequences.keys():
             self._forget(self._sequences[sequence_id])
+
+    def _in_order(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """Chunks of one adapter beside each other."""
+        return sorted(chunks, key=lambda chunk: self._adapters.order(chunk.sequence.request.adapter))
 
     def _has_run(self, chunk: Chunk) -> None:
         sequence = chunk.sequence

@@ -1,6 +1,6 @@
-"""Which numbers a base model is served in: fp32, or eight bits where a check of what it says lets them pass.
+"""Which numbers a base model is served in: fp32, or fewer bits where a check of what it says lets them pass.
 
-The check compares the model with itself: what it expects of each next token of a few fixed texts, in fp32 and in eight
+The check compares the model with itself: what it expects of each next token of a few fixed texts, in fp32 and in fewer
 bits. Knows models by their logits; knows nothing of requests and adapters, which stay in fp32 on either.
 """
 
@@ -17,9 +17,10 @@ from torch import Tensor
 from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.int8 import why_no_int8
 from smedje.modeling.load import load_decoder
+from smedje.modeling.products import BF16_PRODUCTS, multiplies_bf16
 from smedje.modeling.transformer import CausalDecoder, Decoder
 
-Weights = Literal["fp32", "int8"]
+Weights = Literal["fp32", "bf16", "int8"]
 
 # Prose, facts, code, a conversation with tags, another language: about 400 tokens.
 TEXTS = (
@@ -41,10 +42,10 @@ TEXTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Likeness:
-    """How near a model in eight bits is to itself in fp32.
+    """How near a model in fewer bits is to itself in fp32.
 
     divergence: mean Kullback-Leibler divergence of the next token's probabilities, in nats. agreement: share of places
-    where both find the same token likeliest. perplexity_ratio: of the texts' own tokens, eight bits over fp32.
+    where both find the same token likeliest. perplexity_ratio: of the texts' own tokens, fewer bits over fp32.
     """
 
     divergence: float
@@ -74,33 +75,45 @@ MAX_PERPLEXITY_RATIO = 1.02
 
 
 def load_served(folder: Path, wanted: Weights, *, weights: Path | None = None) -> tuple[CausalDecoder, Weights]:
-    """A base model ready to serve, and in which weights: those that are wanted, or fp32 where eight bits fail.
+    """A base model ready to serve, and in which weights: those that are wanted, or fp32 where the check fails.
 
-    weights: a folder whose weights stand for the model folder's own. What was found, and why eight bits were refused,
-    is printed: it belongs in the engine's log.
+    weights: a folder whose weights stand for the model folder's own. What was found, and why the wanted ones were
+    refused, is printed: it belongs in the engine's log.
     """
     model = load_decoder(folder, weights=weights)
-    if wanted == "int8":
-        refused = why_no_int8()
-        if not isinstance(model, Decoder):
-            refused = "its architecture is computed by transformers, with plain weights"
-        elif refused is None:
-            likeness = _rounded(model, _documents(folder, model))
-            print(f"int8 weights against fp32: {likeness}", flush=True)
+    if wanted != "fp32":
+        refused = _why_not(wanted, model)
+        if refused is None:
+            assert isinstance(model, Decoder)
+            documents = _documents(folder, model)
+            exact = [_expected(model, tokens) for tokens in documents]
+            del model  # two of a large one would not fit
+            model = _rounded(folder, wanted, weights)
+            likeness = compare(documents, exact, (_expected(model, tokens) for tokens in documents))
+            print(f"{wanted} weights against fp32: {likeness}", flush=True)
             if likeness.passes:
-                return model, "int8"
+                return model, wanted
             refused = "its answers would differ too much"
             model = load_decoder(folder, weights=weights)
-        print(f"int8 weights are refused for this model, which is served in fp32: {refused}", flush=True)
+        print(f"{wanted} weights are refused for this model, which is served in fp32: {refused}", flush=True)
     model.pack()
     return model, "fp32"
 
 
-def _rounded(model: Decoder, documents: Sequence[Sequence[int]]) -> Likeness:
-    """Round a model to eight bits and compare it with what it was."""
-    exact = [_expected(model, tokens) for tokens in documents]
-    model.pack(int8=True)
-    return compare(documents, exact, (_expected(model, tokens) for tokens in documents))
+def _why_not(wanted: Weights, model: CausalDecoder) -> str | None:
+    if not isinstance(model, Decoder):
+        return "its architecture is computed by transformers, with plain weights"
+    if wanted == "int8":
+        return why_no_int8()
+    return None if multiplies_bf16() else "this processor has no bf16 products (avx512_bf16 or AMX)"
+
+
+def _rounded(folder: Path, wanted: Weights, weights: Path | None) -> Decoder:
+    numbers = BF16_PRODUCTS if wanted == "bf16" else None
+    model = load_decoder(folder, weights=weights, numbers=numbers)
+    assert isinstance(model, Decoder)
+    model.pack(int8=wanted == "int8")
+    return model
 
 
 def compare(documents: Sequence[Sequence[int]], exact: Iterable[Tensor], rounded: Iterable[Tensor]) -> Likeness:

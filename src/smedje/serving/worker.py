@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until told to end."""
     parser = option_parser("smedje.serving.worker")
     parser.add_argument(
-        "--numbers", choices=("fp32", "int8"), default="fp32", help="what weights are served in, if the model stands it"
+        "--numbers",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="what weights are served in, if the model stands it",
     )
     told = vars(parser.parse_args(argv))
     wanted = told.pop("numbers")

@@ -32,6 +32,7 @@ class Noisy:
         self._noise = noise
         self.shape: DecoderShape = decoder.shape
         self.slots: tuple[Slot, ...] = decoder.slots
+        self.rows, self.reentrant = decoder.rows, decoder.reentrant
 
     def forward(
         self,

@@ -9,16 +9,11 @@ import torch
 
 from smedje.errors import InvalidRequest
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
-from smedje.modeling.products import BF16_PRODUCTS, FP32_OF_BF16, Numbers, plain
+from smedje.modeling.products import BF16_PRODUCTS, FP32_OF_BF16, Numbers, multiplies_bf16, plain
 from smedje.modeling.transformer import CausalDecoder, Decoder
 from smedje.objects.machine import usable_memory
 from smedje.training.memory import held_in_bf16
 from smedje.training.spec import TrainingSpec
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for bf16 products; without them they take many times as long as fp32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def base_numbers(spec: TrainingSpec, base: Path) -> Numbers:
