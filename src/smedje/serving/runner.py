@@ -46,10 +46,6 @@ class Runner:
         finally:
             beside.exception()  # whatever happens, nothing runs on after the step
 
-    def close(self) -> None:
-        """End the second stream's thread."""
-        self._beside.shutdown(wait=False)
-
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Write the chunks' keys and values; logits [R, V] for the R chunks that sample, in their order.

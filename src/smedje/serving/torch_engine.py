@@ -172,7 +172,6 @@ class TorchEngine:
         with self._notes:
             self._closed = True
             self._notes.notify()
-        self._runner.close()
 
     def _constraint(self, request: GenerationRequest) -> Constraint | None:
         if request.grammar is None:
