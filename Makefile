@@ -44,6 +44,11 @@ chaos-upload:
 chaos-serve:
 	@$(PYTHON) bootstrap.py bench chaos_serve $(ARGS)
 
+# A deployment's whole life on a live server, told line by line; half a minute.
+.PHONY: deployment-life
+deployment-life:
+	@$(PYTHON) bootstrap.py test tests/e2e/test_deployment_story.py -n0 -s $(ARGS)
+
 # A tuned model as GGUF, read back by llama.cpp (fetched into an environment of its own) and transformers; three minutes.
 .PHONY: gguf-read-back
 gguf-read-back:

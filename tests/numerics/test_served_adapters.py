@@ -107,7 +107,7 @@ def test_shapes_that_differ_lie_apart(model: CausalDecoder, folder: Path) -> Non
 
 def test_a_full_bank_takes_no_more(model: CausalDecoder, folder: Path) -> None:
     """A bank refuses what has no place, and takes it once a place was given up."""
-    served = [ServedAdapter(model, *load_adapter(folder / f"a{number}")) for number in range(3)]
+    served = [ServedAdapter(model, *load_adapter(folder / f"a{number}"), settled=False) for number in range(3)]
     bank = AdapterBank(served[0], places=2)
     assert [bank.take(adapter) for adapter in served] == [True, True, False]
     bank.give_up(served[0])

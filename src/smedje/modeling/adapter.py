@@ -5,13 +5,14 @@ the field's name. Refuses to know base models and decoders: names and sizes are 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -101,6 +102,7 @@ def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: AdapterCon
 def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Read an adapter that we or PEFT wrote: fp32 tensors under PEFT's names, and its configuration.
 
+    Tensors that are stored in fp32 are mapped from the file, which may be removed but not written over meanwhile.
     Raises InvalidRequest for missing or broken files, UnsupportedField for a setting that would change the result.
     """
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
@@ -110,10 +112,10 @@ def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
         raise InvalidRequest(f"{weights_path} is missing{found}.", code="invalid_adapter")
     try:
         fields = json.loads(config_path.read_bytes())
-        weights = load_safetensors(weights_path.read_bytes())
+        weights = load_safetensors(weights_path)
     except FileNotFoundError:
         raise InvalidRequest(f"{config_path} is missing.", code="invalid_adapter") from None
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise InvalidRequest(f"The adapter in {folder} cannot be read: {error}.", code="invalid_adapter") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(f"{config_path} must hold one JSON object.", code="invalid_adapter")
@@ -158,7 +160,8 @@ def _checked(
 
 def _check_tensor(name: str, tensor: Tensor, rank: int, folder: Path) -> None:
     where = folder / WEIGHTS_FILE
-    if not torch.isfinite(tensor).all():
+    # A sum is finite only where every value is; it may overflow where all are, so then each is looked at.
+    if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
         raise InvalidRequest(f"{where}: tensor {name} holds values that are not finite.", code="invalid_adapter")
     if name.endswith(MAGNITUDE) and tensor.ndim == 1:
         return

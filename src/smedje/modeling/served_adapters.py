@@ -6,6 +6,7 @@ Knows how a finished adapter lies in memory, banks of them and the products; ref
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,13 +14,31 @@ from torch import Tensor
 from smedje.modeling.config import Site, Slot
 from smedje.modeling.dora import site_gains
 from smedje.modeling.lora import AdapterConfig, adapted_slots, check_names, row_gains, tensor_names, weight_names
-from smedje.modeling.low_rank import spread
 from smedje.modeling.transformer import CausalDecoder
 
 # An adapter with more rows than this in a step is quicker by itself: the others would be padded to as many.
 BATCHED_ROWS = 8
+# Products this thin are over before a second core is awake; up to so many rows of a step one core takes them alone.
+ROWS_ON_ONE_CORE = 128
 
 Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A site's two factors without their numbers: [in, n * rank] and [n * rank, out], their type and their device."""
+
+    inner: tuple[int, int]
+    outer: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def empty(self, *places: int) -> Factors:
+        """Memory for one pair, or for as many as places says, with nothing in it."""
+        inner, outer = (
+            torch.empty(*places, *shape, dtype=self.dtype, device=self.device) for shape in (self.inner, self.outer)
+        )
+        return inner, outer
 
 
 class ServedAdapter:
@@ -29,6 +48,7 @@ class ServedAdapter:
     columns, already scaled, so that a site costs two thin products. With DoRA B carries the gains too, and `gains` has
     for each site what the base model's output is multiplied with and what is added, [out] each (None without a bias).
     head: a classifier's [K, H] (classifier.py), None for a chat model. bank, place: where it lies beside others.
+    settled: False leaves the weights as they were read until a bank lays them out, in one pass over their numbers.
     """
 
     def __init__(
@@ -38,6 +58,7 @@ class ServedAdapter:
         config: AdapterConfig,
         *,
         head: Tensor | None = None,
+        settled: bool = True,
     ) -> None:
         self.head = head
         self.bank: AdapterBank | None = None
@@ -45,26 +66,45 @@ class ServedAdapter:
         slots = adapted_slots(decoder.slots, config)
         check_names(tensor_names(slots, config), weights)
         self.gains: dict[Site, tuple[Tensor, Tensor | None]] = {}
-        grouped: dict[Site, list[Slot]] = {}
-        for slot in slots:
-            grouped.setdefault(slot.site, []).append(slot)
         self.factors: dict[Site, Factors] = {}
-        for site, parts in grouped.items():
+        self.outlines: dict[Site, Outline] = {}
+        self._scale = config.scale
+        self._read: dict[Site, list[tuple[Slot, Tensor, Tensor]]] = {}
+        for slot in slots:
+            a, b = (weights[name] for name in weight_names(slot))
+            self._read.setdefault(slot.site, []).append((slot, a, b))
+        for site, parts in self._read.items():
             base = decoder.weight(site)
-            ups = [weights[weight_names(slot)[1]].to(base.device) for slot in parts]
-            spans = [(slot.start, slot.stop) for slot in parts]
-            up = spread(ups, spans, torch.empty(0, base.shape[0], device=base.device))
-            down = torch.cat([weights[weight_names(slot)[0]] for slot in parts])
             if config.dora:
-                found = [(slot, row_gains(decoder, slot, weights, config)) for slot in parts]
+                found = [(slot, row_gains(decoder, slot, weights, config)) for slot, _, _ in parts]
                 gain, bias = site_gains(found, base.shape[0]), decoder.bias(site)
                 shift = None if bias is None else (bias.float() * (1 - gain)).to(decoder.rows)
                 self.gains[site] = (gain.to(decoder.rows), shift)
-                up = up * gain[:, None]
-            self.factors[site] = (
-                down.to(base.device, decoder.rows).T.contiguous(),
-                (up * config.scale).to(decoder.rows).T.contiguous(),
+                parts[:] = [(slot, a, b.to(base.device) * gain[slot.start : slot.stop, None]) for slot, a, b in parts]
+            width = sum(a.shape[0] for _, a, _ in parts)
+            self.outlines[site] = Outline(
+                inner=(parts[0][1].shape[1], width),
+                outer=(width, base.shape[0]),
+                dtype=decoder.rows,
+                device=base.device,
             )
+        if settled:
+            self.lay_out({site: outline.empty() for site, outline in self.outlines.items()})
+
+    def lay_out(self, places: Mapping[Site, Factors]) -> None:
+        """Write both factors of every site into these places and keep them as the adapter's; once."""
+        assert self._read, "the weights as they were read are gone once they are laid out"
+        for site, parts in self._read.items():
+            down, up = self.factors[site] = places[site]
+            if any((slot.start, slot.stop) != (0, up.shape[1]) for slot, _, _ in parts):
+                up.zero_()
+            first = 0
+            for slot, a, b in parts:
+                last = first + a.shape[0]
+                down[:, first:last].copy_(a.T)
+                torch.mul(b.T.to(up.device), self._scale, out=up[first:last, slot.start : slot.stop])
+                first = last
+        self._read = {}
 
 
 class AdapterBank:
@@ -77,10 +117,8 @@ class AdapterBank:
     def __init__(self, like: ServedAdapter, *, places: int) -> None:
         self._places = places
         self._free = list(range(places))
-        self.factors: dict[Site, Factors] = {
-            site: (down.new_empty(places, *down.shape), up.new_empty(places, *up.shape))
-            for site, (down, up) in like.factors.items()
-        }
+        self._outlines = like.outlines
+        self.factors: dict[Site, Factors] = {site: one.empty(places) for site, one in like.outlines.items()}
 
     @property
     def empty(self) -> bool:
@@ -88,13 +126,11 @@ class AdapterBank:
         return len(self._free) == self._places
 
     def take(self, adapter: ServedAdapter) -> bool:
-        """Move an adapter's factors in, to be read where they were; False when it does not fit or nothing is free."""
-        if not self._free or adapter.gains or _shapes(adapter.factors, 0) != _shapes(self.factors, 1):
+        """Lay an adapter that is not settled out here; False when it does not fit or nothing is free."""
+        if not self._free or adapter.gains or adapter.outlines != self._outlines:
             return False
         adapter.bank, adapter.place = self, heapq.heappop(self._free)
-        for site, factors in adapter.factors.items():
-            down, up = (whole[adapter.place].copy_(own) for whole, own in zip(self.factors[site], factors, strict=True))
-            adapter.factors[site] = (down, up)
+        adapter.lay_out({site: (down[adapter.place], up[adapter.place]) for site, (down, up) in self.factors.items()})
         return True
 
     def give_up(self, adapter: ServedAdapter) -> None:
@@ -129,6 +165,16 @@ class SegmentedLora:
         self._alone = tuple((adapter, _as_slice(rows)) for adapter, rows in alone)
 
     def __call__(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        cores = torch.get_num_threads()
+        if cores == 1 or len(y) > ROWS_ON_ONE_CORE or not y.is_cpu:
+            return self._added(site, x, y)
+        torch.set_num_threads(1)
+        try:
+            return self._added(site, x, y)
+        finally:
+            torch.set_num_threads(cores)
+
+    def _added(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         for adapter, rows in self._alone:
             factors = adapter.factors.get(site)
             if factors is None:
@@ -186,10 +232,6 @@ class _Together:
             return
         added = torch.bmm(torch.bmm(x.index_select(0, self._gathered).view(size), down), up).flatten(0, 1)
         y.index_add_(0, self._rows, added if self._kept is None else added.index_select(0, self._kept))
-
-
-def _shapes(factors: Mapping[Site, Factors], skipped: int) -> dict[Site, tuple[torch.Size, torch.Size]]:
-    return {site: (down.shape[skipped:], up.shape[skipped:]) for site, (down, up) in factors.items()}
 
 
 def _as_slice(rows: Tensor) -> slice | Tensor:

@@ -95,7 +95,10 @@ class AdapterCache:
         except NotFound as missing:
             raise NotFound(f"There is no adapter {key}.", code="adapter_not_found", param="model") from missing
         classifier = load_head(folder)
-        adapter = ServedAdapter(self._model, *load_adapter(folder), head=classifier[0] if classifier else None)
+        weights, config = load_adapter(folder)
+        head = classifier[0] if classifier else None
+        # Without DoRA a bank will lay it out.
+        adapter = ServedAdapter(self._model, weights, config, head=head, settled=config.dora)
         if adapter.head is not None and adapter.head.shape[1] != self._model.shape.hidden_size:
             raise InvalidRequest(f"The classifier {key} does not fit this base model.", code="invalid_adapter")
         return adapter
