@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from smedje.chat.tokenizer import load_chat_tokenizer
 from smedje.data.encode import encode_file
+from smedje.data.forest import shared_tokens
 from smedje.executors.base import worker_environment
 from smedje.modeling.config import read_decoder_config
 from smedje.modeling.tiny_random import write_tiny_phi3
@@ -155,7 +156,8 @@ def measure(root: Path, objects: Objects, case: Case, folder: Path, *, threads: 
     dataset = encode_file(path, load_chat_tokenizer(folder), max_tokens=spec.data.max_tokens)
     tokens = [dataset.length(row) for row in range(len(dataset))]
     labelled = [sum(weight > 0 for weight in dataset.example(row)[1]) for row in range(len(dataset))]
-    predicted = predicted_bytes(read_decoder_config(folder), spec, stream_sizes(spec, tokens, labelled))
+    sizes = stream_sizes(spec, tokens, labelled, shared=shared_tokens(dataset, range(len(dataset))))
+    predicted = predicted_bytes(read_decoder_config(folder), spec, sizes)
     run = f"run-{case.name.replace(' ', '-').replace(',', '')}"
     RunFolder(objects, run).write_spec(spec_to_json(spec))
     command = [sys.executable, "-m", "smedje.training.worker", "--objects", (root / "objects").as_uri(), "--run", run]

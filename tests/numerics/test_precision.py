@@ -120,6 +120,15 @@ def test_bf16_weights_multiplied_in_fp32_are_exact(tmp_path: Path) -> None:
         assert torch.equal(kept.head(one), wide.head(other))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_a_file_of_another_type_is_not_kept_in_memory(tmp_path: Path) -> None:
+    """A bf16 base model made from an fp32 file holds none of the file's pages."""
+    make_reference("llama", tmp_path)
+    decoder = load_decoder(tmp_path, numbers=BF16_PRODUCTS)
+    assert isinstance(decoder, Decoder)
+    assert str(tmp_path / "model.safetensors") not in Path("/proc/self/maps").read_text()
+
+
 @needs_bf16
 def test_the_option_changes_the_products_and_hardly_the_loss(place: Bench) -> None:
     """bf16 trains to other bits and a held-out loss within 0.5 % of fp32; auto is bf16 where the processor has it."""

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training_runs import Bench, bench
 
-from smedje.training.streams import SHORTEST_STREAM, a_stream_each, even_groups, side_by_side
+from smedje.training.division import SHORTEST_STREAM, a_stream_each, even_groups
+from smedje.training.streams import side_by_side
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,15 @@ from smedje.errors import InvalidRequest
 class RowCounts:
     """n training rows. tokens, trained: of each row. groups: equal for rows that a split keeps together.
 
-    labels: each row's answer, where the answers are labels, else None. More rows than lines where a template makes an
-    example of each answer.
+    labels: each row's answer, where the answers are labels, else None. shared: tokens that all rows begin with. More
+    rows than lines where a template makes an example of each answer.
     """
 
     tokens: array[int] = field(default_factory=lambda: array("I"))
     trained: array[int] = field(default_factory=lambda: array("I"))
     groups: Sequence[int] = ()
     labels: Sequence[str] | None = None
+    shared: int = 0
 
     def split(self, *, seed: int, fraction: float) -> tuple[list[int], list[int]]:
         """Training and validation rows, as training itself would split them."""
@@ -60,6 +61,7 @@ def count_tokens(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int | None
     numbers: list[int] = []
     answers: list[str] = []
     prompts: list[int] = []
+    beginning: Sequence[int] | None = None
     for item in read_items(path, known):
         if item.example is None:
             continue
@@ -78,6 +80,7 @@ def count_tokens(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int | None
             tokens.append(one.tokens)
             trained.append(one.trained)
             numbers.append(len(answers) - 1)
+            beginning = one.ids if beginning is None else _common(beginning, one.ids)
     groups = dialogues.groups() if known == "chat" else prompts
     # A classifier's labels are its classes, few or many.
     labels = answers if known == "classification" or (known == "chat" and label_counts(answers)) else None
@@ -86,6 +89,7 @@ def count_tokens(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int | None
         trained=trained,
         groups=[groups[number] for number in numbers],
         labels=None if labels is None else [labels[number] for number in numbers],
+        shared=len(beginning or ()) if len(numbers) > 1 else 0,
     )
     return Counted(problems=log.kept(), statistics=_statistics(rows, log, max_tokens), rows=rows)
 
@@ -97,23 +101,36 @@ def longest_of(item: Item, form: Form, tokenizer: ChatTokenizer) -> int:
 
 @dataclass(frozen=True)
 class _Length:
-    """One training row. longest: of what the limit holds for."""
+    """One training row. longest: of what the limit holds for. ids: what other rows may share."""
 
     tokens: int
     trained: int
     longest: int
+    ids: Sequence[int] = ()
+
+
+def _common(beginning: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
+    """What both begin with, without the last of `ids`, which is only ever a target."""
+    most = min(len(beginning), len(ids) - 1)
+    if beginning[:most] == ids[:most]:
+        return beginning[:most]
+    return beginning[: next(place for place in range(most) if beginning[place] != ids[place])]
 
 
 def _lengths(item: Item, form: Form, tokenizer: ChatTokenizer) -> Iterator[_Length]:
     assert item.example is not None, "only an example has tokens"
     if form == "classification":
         # A classifier reads the text up to where an answer would begin; its label is not written.
-        length = len(render_prompt(tokenizer, item.example.to_messages()[:-1]))
-        yield _Length(length, 1, length)
+        ids = render_prompt(tokenizer, item.example.to_messages()[:-1])
+        yield _Length(len(ids), 1, len(ids), ids)
         return
     pair = [item.example] if item.other is None else [item.example, item.other]
     found = [render_examples(tokenizer, one.to_messages(), tools=one.tools) for one in pair]
-    rows = [_Length(len(one.tokens), sum(w > 0 for w in one.weights), len(one.tokens)) for two in found for one in two]
+    rows = [
+        _Length(len(one.tokens), sum(w > 0 for w in one.weights), len(one.tokens), one.tokens)
+        for two in found
+        for one in two
+    ]
     if item.other is None:
         yield from rows
     else:

@@ -74,8 +74,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 def _fill(wanted: Mapping[str, Tensor], folder: Path, whole: Mapping[int, nn.Parameter], *, tied: bool) -> None:
     """Copy each stored tensor into the view of the decoder's storage that carries its name, in the decoder's type.
 
-    whole: parameters by address that may take a stored tensor of their own type and size as it is, mapped from its
-    file: its pages are read when they are first used, and can be dropped again.
+    whole: parameters by address that may take a stored matrix of their own type and size as it is, mapped from its
+    file: its pages are read when they are first used, and can be dropped again. A norm's few numbers are copied, or
+    they would keep all pages of a file in memory whose matrices are of another type.
     """
     seen: set[str] = set()
     for name, stored in _stored(folder):
@@ -91,7 +92,8 @@ def _fill(wanted: Mapping[str, Tensor], folder: Path, whole: Mapping[int, nn.Par
                 param=name,
             )
         parameter = whole.get(target.data_ptr())
-        if parameter is not None and (parameter.shape, parameter.dtype) == (stored.shape, stored.dtype):
+        fits = parameter is not None and (parameter.shape, parameter.dtype) == (stored.shape, stored.dtype)
+        if parameter is not None and fits and stored.ndim == 2:
             parameter.data = stored
         else:
             target.copy_(stored)

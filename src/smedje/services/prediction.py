@@ -26,6 +26,7 @@ from smedje.store import usage as usage_rows
 from smedje.training.memory import (
     adapter_parameters,
     held_in_bf16,
+    multiplied_in_bf16,
     predicted_bytes,
     stream_sizes,
     weight_parameters,
@@ -202,9 +203,11 @@ def predicted_memory(spec: TrainingSpec, rows: RowCounts | None = None) -> int:
     if why_not_owned(raw) is not None:
         return find_base_model(spec.base_model).memory_training_bytes
     config = read_decoder_config(folder)
-    streams = None if rows is None or not rows.tokens else stream_sizes(spec, rows.tokens, rows.trained)
+    streams = (
+        None if rows is None or not rows.tokens else stream_sizes(spec, rows.tokens, rows.trained, shared=rows.shared)
+    )
     kept = not spec.lora.full and held_in_bf16(raw, config, memory_bytes=usable_memory())
-    kept = kept or (spec.device == "cuda" and spec.lora.precision != "fp32" and not spec.lora.full)
+    kept = kept or multiplied_in_bf16(spec)
     return predicted_bytes(config, spec, streams, weight_bytes=2 if kept else 4)
 
 

@@ -17,13 +17,14 @@ from smedje.data.forest import forest, shared_tokens
 from smedje.data.preference import PreferenceDataset
 from smedje.modeling.lora import TrainableLora
 from smedje.modeling.transformer import CausalDecoder
+from smedje.training.division import a_stream_each, even_groups
 from smedje.training.figures import Figures, figures_of
 from smedje.training.noise import Noisy, embedding_noise
 from smedje.training.objectives import Sums, TensorBatch, classification, preference, supervised, to_tensors
 from smedje.training.optimizer import rate_at, set_rate
 from smedje.training.resolve import Plan
 from smedje.training.spec import LossSpec, ObjectiveSpec, WatchSpec
-from smedje.training.streams import a_stream_each, even_groups, side_by_side
+from smedje.training.streams import side_by_side
 
 VALIDATE_EVERY = 10
 PLAIN = LossSpec()

@@ -1,9 +1,10 @@
-"""Peak memory of a run before it starts, from shapes alone. No torch. Mostly within 25 % of what runs have taken.
+"""Peak memory of a run before it starts, from shapes alone. No torch. Within 15 % of what ten kinds of runs have taken.
 
-Counted: the runtime, base weights, the adapter with gradient and moments, what the backward pass keeps of the largest
-flat stream, the logits of its labelled rows. Reading the base model has a peak of its own: the file's pages are
-resident beside the weights until they are read. Not counted: shared beginnings, which need less; kernels kept for many
-lengths, which weigh on tiny models. `benchmarks/memory_prediction.py` compares with real runs.
+Counted: the runtime, base weights, what is trained with gradient and moments, what the backward pass keeps of the
+streams that are computed at once (a beginning that all rows share once for each of them), the head's logits, kernels,
+and holes that streams of different lengths leave in the heap. Reading the base model has a peak of its own: the file's
+pages are resident beside the weights until they are read. Not counted: beginnings that only some rows share, which need
+less. `benchmarks/memory_prediction.py` compares with real runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from smedje.modeling.config import DecoderConfig
+from smedje.training.division import a_stream_each
 from smedje.training.resolve import resolve_plan
 from smedje.training.spec import TrainingSpec
 
-# Python, torch and the tokenizer, before anything is computed; and with the storage library, the optimizer's imports,
-# and kernels.
+# Python, torch and the tokenizer, before anything is computed; and with the storage library, the optimizer's imports
+# and the rows.
 READING_BYTES = 260 * 2**20
-RUNTIME_BYTES = 280 * 2**20
-# Where streams of several lengths follow each other, the heap has this much more, free between what is in use.
-GAPS = 1.3
+RUNTIME_BYTES = 320 * 2**20
+# oneDNN's kernels: as many as a worker keeps (training/worker.py), 0.6 MB each; four or five lengths need as many.
+KERNEL_BYTES = 75 * 2**20
+# Every stream of another length leaves holes in the heap that the next does not fill: a share of what is computed, that
+# grows with the streams of a run and then no more (12 steps: 15 %).
+HOLES, MOST_HOLES = 0.01, 0.2
 BYTES = 4  # fp32
 # Rows whose logits a stream has in memory at once (training/losses.py).
 HEAD_ROWS = 1024
@@ -29,27 +34,55 @@ MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "lion": 1, "muon": 1
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSizes:
-    """The tokens that a run computes at once, how many of them are labelled, and whether a step needs several turns."""
+    """What a run computes at once: tokens, how many of them are labelled, in how many streams side by side.
+
+    turns: how often a step does that. computed: streams of the whole run.
+    """
 
     tokens: int
     labelled: int
-    several: bool
+    streams: int
+    turns: int
+    computed: int
 
 
-def stream_sizes(spec: TrainingSpec, tokens: Sequence[int], labelled: Sequence[int]) -> StreamSizes:
-    """The largest stream when training rows have so many tokens and labelled tokens each.
+def stream_sizes(spec: TrainingSpec, tokens: Sequence[int], labelled: Sequence[int], *, shared: int = 0) -> StreamSizes:
+    """The largest streams when training rows have so many tokens and labelled tokens each. As training/loop.py has it.
 
-    A step's rows are split into streams of at most `micro_batch_tokens`, together where they run side by side; a row
-    that is longer has one of its own. A step with few short rows never fills a stream.
+    shared: tokens that all rows begin with, which each stream computes once. A step's rows are split into streams of at
+    most `micro_batch_tokens`, together where they run side by side; a row that is longer has one of its own. A step
+    with few short rows never fills a stream.
     """
-    longest = sorted(tokens, reverse=True)[: resolve_plan(len(tokens), spec).batch_size]
-    total, side = sum(longest), _side_by_side(spec)
-    turns = max(1, -(-total // spec.micro_batch_tokens))
-    # Streams side by side are of about equal length; one after the other, each is as full as it can be.
-    usual = -(-total // turns) if side > 1 else min(spec.micro_batch_tokens, total)
-    most = max(usual, sum(longest[:side]))
-    share = sum(labelled) / max(1, sum(tokens))
-    return StreamSizes(tokens=most, labelled=round(most * share), several=total > most)
+    shared = shared if shares_beginnings(spec) else 0
+    # A row's last token is only ever a target; and the head sees none of a beginning that no row has a label in.
+    plan = resolve_plan(len(tokens), spec)
+    longest = sorted(tokens, reverse=True)[: plan.batch_size]
+    own = [max(0, count - 1 - shared) for count in longest]
+    side = _side_by_side(spec)
+    budget = spec.micro_batch_tokens // side
+    if shared >= budget or not a_stream_each(sum(own), shared, cores=side):
+        side, budget = 1, spec.micro_batch_tokens
+    side = min(side, len(own))
+    room = side * max(1, budget - shared)
+    # Streams of a step are of about equal length, and fullest where its rows just fill them; steps differ in size.
+    usual, largest = min(sum(own), len(own) * sum(tokens) // len(tokens)), sum(own)
+    sizes = (usual, largest, max(usual, largest // room * room))
+    most = max(sum(own[:side]), *(-(-size // max(1, -(-size // room))) for size in sizes))
+    turns = -(-largest // most)
+    share = sum(labelled) / max(1, sum(max(1, count - 1 - shared) for count in tokens))
+    return StreamSizes(
+        tokens=side * shared + most,
+        labelled=round(most * min(1.0, share)),
+        streams=side,
+        turns=turns,
+        computed=plan.total_steps * turns * side,
+    )
+
+
+def shares_beginnings(spec: TrainingSpec) -> bool:
+    """Whether rows that begin alike are computed together (training/run.py), windows of attention aside."""
+    chats = spec.objective.kind != "dpo"
+    return spec.share_prefixes and chats and spec.lora.dropout == 0 and spec.objective.neftune_alpha == 0
 
 
 def adapter_parameters(config: DecoderConfig, rank: int) -> int:
@@ -86,19 +119,33 @@ def predicted_bytes(
     weight_bytes: of a frozen weight, 2 for those that stay in bf16.
     """
     if streams is None:
+        side = _side_by_side(spec)
         # A pair is never split, so a stream holds at least one answer with its prompt twice.
         longest = spec.data.max_tokens * (2 if spec.objective.kind == "dpo" else 1)
-        most = max(spec.micro_batch_tokens, _side_by_side(spec) * longest)
-        streams = StreamSizes(tokens=most, labelled=most // 2, several=True)
+        most = max(spec.micro_batch_tokens, side * longest)
+        streams = StreamSizes(tokens=most, labelled=most // 2, streams=side, turns=2, computed=100)
     weights = weight_parameters(config)
     trained = weights if spec.lora.full else adapter_parameters(config, spec.lora.rank)
-    # What is trained, a step's gradient, a stream's gradient, and what the optimizer remembers.
-    trained *= 3 + MOMENTS[spec.optimizer.kind]
     frozen = 0 if spec.lora.full else weight_bytes * weights
-    computed = (_kept(config, spec, streams) + _passing(config, spec, streams)) * (GAPS if streams.several else 1.0)
+    held = RUNTIME_BYTES + KERNEL_BYTES + frozen + BYTES * trained * (1 + MOMENTS[spec.optimizer.kind])
+    # The most is there when the last streams' backward pass begins, with the gradient of those before; or at its end,
+    # when all is given back but each stream's gradient.
+    several = streams.turns > 1
+    holes = min(MOST_HOLES, HOLES * (streams.computed - streams.streams))
+    computed = (_kept(config, spec, streams) + BYTES * _passing(config, spec, streams)) * (1 + holes)
+    begins = round(computed) + (BYTES * trained if several else 0)
+    ends = BYTES * trained * (streams.streams + several)
+    if spec.lora.full:
+        # The embedding's gradient comes from both its uses, and the optimizer's step computes with one more.
+        ends += 3 * BYTES * config.shape.vocab_size * config.shape.hidden_size
     # While weights are converted the pages of their file are resident too; what stays as it is lies in them alone.
     reading = weights * (2 * BYTES if weight_bytes == BYTES else weight_bytes)
-    return max(RUNTIME_BYTES + frozen + BYTES * (trained + round(computed)), READING_BYTES + reading)
+    return max(held + max(begins, ends), READING_BYTES + reading)
+
+
+def multiplied_in_bf16(spec: TrainingSpec) -> bool:
+    """Whether frozen weights and rows are surely bf16 (training/precision.py); on a CPU "auto" asks the processor."""
+    return not spec.lora.full and spec.lora.precision in (("bf16",) if spec.device == "cpu" else ("bf16", "auto"))
 
 
 def _side_by_side(spec: TrainingSpec) -> int:
@@ -107,25 +154,34 @@ def _side_by_side(spec: TrainingSpec) -> int:
 
 
 def _kept(config: DecoderConfig, spec: TrainingSpec, streams: StreamSizes) -> int:
-    """Numbers that the forward pass keeps for the backward pass, all layers together."""
+    """Bytes that the forward pass keeps for the backward pass, all layers together."""
     hidden, inner = config.shape.hidden_size, config.intermediate_size
     queries = config.shape.heads * config.shape.head_size
     keys = config.shape.kv_heads * config.shape.head_size
-    # A token and layer: two residual streams and what their norms give; q, k, v, attention's result and its
-    # log-sum-exp; gate and up side by side and their product; the rank-wide product of each linear.
-    layer = 4 * hidden + (queries + 2 * keys) + queries + config.shape.heads + 3 * inner + 7 * spec.lora.rank
-    if spec.lora.dropout:
-        # Each linear's input once more, with the mask that made it.
-        layer += 2 * (2 * hidden + queries + inner)
+    # A token and layer: what enters the two norms; q, k, v and attention's result; gate and up side by side; the
+    # rank-wide product of each linear. In bf16 runs these are halves (modeling/adapted.py).
+    rows = 2 * hidden + (queries + 2 * keys) + queries + 2 * inner + 7 * spec.lora.rank
+    half = multiplied_in_bf16(spec)
+    apart = spec.lora.full or spec.lora.dora or spec.lora.dropout > 0
+    if apart:
+        # What norms and the gated activation give; and with dropout each linear's input once more, with its mask.
+        rows += 2 * hidden + inner
+        rows += 2 * (2 * hidden + queries + inner) if spec.lora.dropout else 0
+    # Always in fp32: attention's log-sum-exp, the norms' scales.
+    layer = rows * (2 if half and not apart else BYTES) + BYTES * (config.shape.heads + 2)
+    # What enters and leaves the last norm; and the layer in work has about as much again that is not kept.
+    around = 2 * hidden * BYTES + layer
     if spec.lora.recompute:
         # Each layer's input, and all of the one that is computed again.
-        return streams.tokens * (hidden * config.shape.layers + layer + 2 * hidden)
-    return streams.tokens * (layer * config.shape.layers + 2 * hidden)
+        return streams.tokens * (BYTES * hidden * config.shape.layers + layer + around)
+    return streams.tokens * (layer * config.shape.layers + around)
 
 
 def _passing(config: DecoderConfig, spec: TrainingSpec, streams: StreamSizes) -> int:
-    """Numbers that are there only for a moment, between the passes: logits, probabilities and the gradient of them."""
-    rows = streams.labelled
-    if spec.objective.kind == "supervised" and spec.objective.loss.kind == "cross_entropy":
-        rows = min(rows, HEAD_ROWS * _side_by_side(spec))
-    return 3 * rows * config.shape.vocab_size
+    """Numbers that are there only for a moment, between the passes: logits, and the gradient of them."""
+    vocabulary = config.shape.vocab_size
+    if spec.objective.kind == "supervised" and spec.objective.loss.kind == "cross_entropy" and not spec.lora.full:
+        return 2 * min(streams.labelled, HEAD_ROWS * streams.streams) * vocabulary
+    if spec.objective.kind == "classification":
+        return 0
+    return 3 * streams.labelled * vocabulary
