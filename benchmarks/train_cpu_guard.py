@@ -14,8 +14,9 @@ LARGEST_LOSS_DIFFERENCE, SMALLEST_COSINE, BF16_FACTOR = 1e-4, 0.99999, 1.2
 def checked(run: Callable[..., dict[str, Any]], work: Path) -> dict[str, Any]:
     """20 steps of ours in fp32 (with and without sharing) and bf16, beside the plain loop in fp32 and bf16.
 
-    fp32: the largest difference of a step's loss and the smallest cosine of a step's clipped adapter gradient, both
-    against the plain fp32 loop. bf16: the relative error of the first step's gradient, ours and the plain loop's.
+    The adapter is one that has grown: both of its factors have a gradient from the first step on. fp32: the largest
+    difference of a step's loss and the smallest cosine of a step's clipped adapter gradient, both against the plain
+    fp32 loop. bf16: the relative error of the first step's gradient, ours and the plain loop's.
     """
     write_rows(work, guard_rows(STEPS * BATCH))
     found = {}
@@ -23,7 +24,7 @@ def checked(run: Callable[..., dict[str, Any]], work: Path) -> dict[str, Any]:
         (work / engine).mkdir()
         # Of bf16 the first step is looked at alone: afterwards each trains another adapter.
         steps = 1 if engine.endswith("bf16") else STEPS
-        found[engine] = run(engine, work, steps=steps, batch=BATCH, gradients=str(work / engine))
+        found[engine] = run(engine, work, steps=steps, batch=BATCH, gradients=str(work / engine), grown=True)
     errors = {engine: result["error"] for engine, result in found.items() if "error" in result}
     if errors:
         return {"passed": False, "errors": errors}

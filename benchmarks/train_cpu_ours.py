@@ -38,6 +38,15 @@ def gigaflop_per_token(decoder: Decoder, rows: list[dict[str, list[int]]]) -> fl
     return ((4 * weights + 6 * adapter) * tokens + head + attention) / tokens / 1e9
 
 
+@torch.no_grad()
+def grow(lora: TrainableLora) -> None:
+    """Give B, which begins as zeros, small numbers: else A has no gradient and the adapter no say in the first step."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in lora.weights().items():
+        if ".lora_B." in name:
+            tensor.normal_(0.0, 0.01, generator=generator)
+
+
 def main() -> None:
     settings = json.loads(sys.argv[1])
     work = Path(settings["work"])
@@ -47,6 +56,8 @@ def main() -> None:
     assert isinstance(decoder, Decoder)
     config = AdapterConfig(rank=RANK, alpha=32.0, targets=targets_of(decoder.slots))
     lora = TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(0))
+    if settings.get("grown"):
+        grow(lora)
     save_adapter(work / "adapter", lora.weights(), config, str(work / "base"))
     rows = json.loads((work / "rows.json").read_text())
     steps, batch = settings["steps"], settings["batch"]
