@@ -41,6 +41,7 @@ ENGINES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "trl-packed-bf16": ("trl", "peers", {"packing": True, **PLAIN, "bf16": True}),
     "trl-padded": ("trl", "peers", {"packing": False, **PLAIN}),
     "trl-padded-bf16": ("trl", "peers", {"packing": False, **PLAIN, "bf16": True}),
+    "trl-grouped-bf16": ("trl", "peers", {"packing": False, "grouped": True, **PLAIN, "bf16": True}),
     "trl-default": ("trl", "peers", {"packing": False, "bf16": True, "checkpointing": True}),
     "hf-loop": ("hf", "peers", {"bf16": False}),
     "hf-loop-bf16": ("hf", "peers", {"bf16": True}),
