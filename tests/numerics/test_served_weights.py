@@ -1,4 +1,5 @@
-"""Weights in eight bits: what the product computes, that adapters stay exact on it, and that the check refuses."""
+"""Weights in eight bits and in bf16: what the product computes, that adapters stay exact on it, and that the check
+refuses."""
 
 import asyncio
 import sys
@@ -15,12 +16,13 @@ from smedje.modeling.adapter import load_adapter
 from smedje.modeling.attention import DocumentAttention
 from smedje.modeling.int8 import Int8Weight
 from smedje.modeling.load import load_decoder
-from smedje.modeling.products import packed, product
+from smedje.modeling.products import multiplies_bf16, packed, product
 from smedje.modeling.served_adapters import SegmentedLora, ServedAdapter
 from smedje.modeling.transformer import Decoder
-from smedje.serving.weights import compare, load_served
+from smedje.serving.weights import Weights, compare, load_served
 
 TOKENS = torch.arange(3, 43)
+BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not multiplies_bf16(), reason="no bf16 products here"))
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +119,22 @@ def test_a_model_in_int8_is_the_model_of_rounded_weights(folder: Path) -> None:
         assert (got - expected).abs().max() < rounding / 20
 
 
-def test_the_engine_says_the_same_alone_and_in_company(folder: Path) -> None:
-    """Requests for the base model and adapters, together and one by one, on eight-bit weights."""
-    model, _ = load_served(folder, "int8")
+@pytest.mark.parametrize("numbers", [BF16])
+def test_a_model_in_bf16_is_near_and_not_equal(folder: Path, numbers: Weights) -> None:
+    """It passes the check; weights take half the memory; logits are not rounded to bf16's eight digits."""
+    served, found = load_served(folder, numbers)
+    assert found == "bf16"
+    assert isinstance(served, Decoder)
+    assert {served.weight(slot.site).dtype for slot in served.slots} == {torch.bfloat16}
+    got, expected = logits(served), logits(own(folder))
+    assert 1e-5 < (got - expected).abs().max() / expected.abs().max() < 0.02
+    assert not torch.equal(got, got.bfloat16().float())
+
+
+@pytest.mark.parametrize("numbers", ["int8", BF16])
+def test_the_engine_says_the_same_alone_and_in_company(folder: Path, numbers: Weights) -> None:
+    """Requests for the base model and adapters, together and one by one, on rounded weights."""
+    model, _ = load_served(folder, numbers)
     objects = folder.parent / "objects"
     asked = [request(length=9 + n, seed=n, max_tokens=12) for n in range(4)]
     alone = [complete(torch_engine(model, objects), one).tokens for one in asked]
@@ -174,7 +189,7 @@ def test_likeness_counts_what_differs() -> None:
     assert not compare([document], [same], [same * torch.nan]).passes
 
 
-@pytest.mark.parametrize("numbers", ["fp32", "int8"])
+@pytest.mark.parametrize("numbers", ["fp32", "int8", BF16])
 def test_an_engine_process_tells_what_it_serves(folder: Path, tmp_path: Path, numbers: str) -> None:
     """The worker's option reaches the weights: its statistics say so, and its log holds the check."""
     bench = Bench(folder, folder.parent / "objects", tmp_path)
@@ -185,7 +200,8 @@ def test_an_engine_process_tells_what_it_serves(folder: Path, tmp_path: Path, nu
             return (await pool.warm(NAME, folder)).numbers
 
     assert asyncio.run(warmed()) == numbers
-    assert ("int8 weights against fp32" in bench.log) == (numbers == "int8")
+    for kind in ("int8", "bf16"):
+        assert (f"{kind} weights against fp32" in bench.log) == (numbers == kind)
 
 
 def test_packed_fp32_weights_are_no_int8(folder: Path) -> None:
