@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smedje.modeling.products import frozen_linear, multiplies_bf16, packed, product
+from smedje.modeling.products import frozen_linear, multiplies_bf16, one_core, packed, product
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,15 @@ def test_a_packed_weight_gives_the_same_product_and_still_tells_its_shape(rows: 
         assert torch.equal(product(x.bfloat16(), half), product(x.bfloat16(), weight.bfloat16()))
     wide = weight.double()
     assert packed(wide) is wide
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_core_is_given_back(threads: int) -> None:
+    """Within, this thread computes on one core; afterwards on as many as before."""
+    torch.set_num_threads(threads)
+    try:
+        with one_core():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)

@@ -8,11 +8,12 @@ Kernels: ATen's CPU flash attention (grouped queries native, log-sum-exp out), A
 half precision, and plain matrix products elsewhere.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from smedje.modeling.products import one_core
 
 _BAND_ROWS = 512  # query rows per step of windowed attention: keeps the mask small however long the document is
 
@@ -78,22 +79,8 @@ def decode_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
             ]
         )
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    # Each call takes some microseconds, and so does waking another core for it.
-    with _one_thread():
+    with one_core():
         return torch.cat([flash(*each)[0] for each in zip(rows, keys, values, strict=True)]).squeeze(2)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, window: int | None = None) -> Tensor:

@@ -7,6 +7,8 @@ Also knows mixed numbers: weights stored in bf16 under fp32 rows, multiplied exa
 bits (int8.py). Refuses to know layers and adapters.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +48,20 @@ def plain(dtype: torch.dtype) -> Numbers:
 
 BF16_PRODUCTS = Numbers(weights=torch.bfloat16, rows=torch.float32, products=torch.bfloat16)
 FP32_OF_BF16 = Numbers(weights=torch.bfloat16, rows=torch.float32, products=torch.float32)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Compute in this thread on one core alone: products of some microseconds are over before another one is awake."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

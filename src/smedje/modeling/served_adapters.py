@@ -14,6 +14,7 @@ from torch import Tensor
 from smedje.modeling.config import Site, Slot
 from smedje.modeling.dora import site_gains
 from smedje.modeling.lora import AdapterConfig, adapted_slots, check_names, row_gains, tensor_names, weight_names
+from smedje.modeling.products import one_core
 from smedje.modeling.transformer import CausalDecoder
 
 # An adapter with more rows than this in a step is quicker by itself: the others would be padded to as many.
@@ -165,14 +166,10 @@ class SegmentedLora:
         self._alone = tuple((adapter, _as_slice(rows)) for adapter, rows in alone)
 
     def __call__(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
-        cores = torch.get_num_threads()
-        if cores == 1 or len(y) > ROWS_ON_ONE_CORE or not y.is_cpu:
+        if len(y) > ROWS_ON_ONE_CORE or not y.is_cpu:
             return self._added(site, x, y)
-        torch.set_num_threads(1)
-        try:
+        with one_core():
             return self._added(site, x, y)
-        finally:
-            torch.set_num_threads(cores)
 
     def _added(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         for adapter, rows in self._alone:
