@@ -15,13 +15,14 @@ from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, TrainableLora
 from smedje.modeling.products import BF16_PRODUCTS, plain
 from smedje.modeling.transformer import Decoder
+from smedje.services.training_spec import MICRO_BATCH_TOKENS
 from smedje.training.loop import Job, Rows, State, train
 from smedje.training.optimizer import make_optimizer
 from smedje.training.resolve import Plan
 from smedje.training.spec import ObjectiveSpec, OptimizerSpec, ScheduleSpec, WatchSpec
 
 RANK = 16
-STREAM_TOKENS = 4096
+STREAM_TOKENS = MICRO_BATCH_TOKENS[0]
 
 
 def gigaflop_per_token(decoder: Decoder, rows: list[dict[str, list[int]]]) -> float:

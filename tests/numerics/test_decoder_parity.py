@@ -8,7 +8,9 @@ from reference_models import FAMILIES, flat, largest_difference, make_reference,
 from torch import Tensor
 
 from smedje.modeling.attention import DocumentAttention
+from smedje.modeling.config import targets_of
 from smedje.modeling.load import load_decoder
+from smedje.modeling.lora import AdapterConfig, TrainableLora
 from smedje.modeling.transformer import CausalDecoder, Decoder
 
 LENGTHS = (20, 5, 31, 1)
@@ -50,6 +52,30 @@ def test_packed_equals_unpacked(family: str, tmp_path: Path) -> None:
     documents = random_documents(LENGTHS)
     alone = torch.cat([packed_logits(decoder, [document]) for document in documents])
     assert largest_difference(packed_logits(decoder, documents), alone) <= 2e-5
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_wanted_rows_are_those_of_all(family: str, tmp_path: Path) -> None:
+    """Rows asked for alone, in any order and twice too, are the same rows of the whole stream, and so are gradients."""
+    make_reference(family, tmp_path)
+    decoder = load_decoder(tmp_path)
+    documents = random_documents(LENGTHS)
+    tokens, positions = flat(documents)
+    attend = DocumentAttention([len(document) for document in documents], decoder.shape.windows)
+    config = AdapterConfig(rank=2, alpha=2.0, targets=targets_of(decoder.slots))
+    lora = TrainableLora(decoder.slots, config, generator=torch.Generator().manual_seed(0))
+    for name, tensor in lora.weights().items():
+        if ".lora_B." in name:
+            tensor.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+    wanted = torch.tensor([40, 3, 3, 56, 19])
+    alone = decoder.forward(tokens, positions, attend, lora, wanted=wanted)
+    chosen = decoder.forward(tokens, positions, attend, lora).index_select(0, wanted)
+    assert alone.shape == chosen.shape
+    assert largest_difference(alone.detach(), chosen.detach()) <= 2e-5
+    parameters = list(lora.parameters())
+    gradients = [torch.autograd.grad(rows.square().sum(), parameters) for rows in (alone, chosen)]
+    for mine, all_rows in zip(*gradients, strict=True):
+        assert torch.allclose(mine, all_rows, rtol=1e-3, atol=1e-3 * float(all_rows.abs().max()))
 
 
 @pytest.mark.parametrize("family", ["phi3-longrope", "phi4-mini"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training_runs import Bench, bench
 
-from smedje.training.division import SHORTEST_STREAM, a_stream_each, even_groups
+from smedje.training.division import SHORTEST_STREAM, USUAL_STREAM, a_stream_each, even_groups, turns
 from smedje.training.streams import side_by_side
 
 
@@ -25,6 +25,23 @@ def test_groups_hold_every_row_once_within_the_budget(lengths: list[int], budget
     assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or sum(lengths[place] for place in group) <= budget for group in groups)
     assert len(groups) % cores == 0 or len(groups) == len(lengths)
+
+
+@pytest.mark.parametrize(
+    ("own", "budget", "wanted"),
+    [
+        (100, 4096, 1),
+        (2 * USUAL_STREAM, 4096, 1),
+        (round(2.4 * USUAL_STREAM), 4096, 1),
+        (round(2.4 * USUAL_STREAM), USUAL_STREAM, 2),
+        (8 * USUAL_STREAM, 4096, 4),
+        (8 * USUAL_STREAM, USUAL_STREAM // 2, 8),
+    ],
+)
+def test_streams_are_about_as_long_as_usual(own: int, budget: int, wanted: int) -> None:
+    """A little more than one turn of two streams is one turn of longer streams, unless that is above the budget."""
+    assert turns(own, token_budget=budget, cores=2) == wanted
+    assert len(even_groups([own // 64] * 64, token_budget=budget, multiple=2)) == 2 * wanted
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_memory_grows_with_the_stream(tmp_path: Path) -> None:
     """More tokens at once, a larger rank: more predicted bytes."""
     spec = bench(tmp_path).spec
     small = predicted_memory(spec)
-    assert predicted_memory(msgspec.structs.replace(spec, micro_batch_tokens=8192)) > small
+    assert predicted_memory(msgspec.structs.replace(spec, micro_batch_tokens=16_384)) > small
     wide = msgspec.structs.replace(spec.lora, rank=64)
     assert predicted_memory(msgspec.structs.replace(spec, lora=wide)) > small
 
@@ -58,13 +58,13 @@ def test_rows_that_are_known_need_less(tmp_path: Path) -> None:
 
 def test_smaller_streams_are_proposed_first(tmp_path: Path, sqlite_database: Database) -> None:
     """What changes no result comes before a lower limit: with long steps of short rows, micro_batch_tokens alone."""
-    spec = msgspec.structs.replace(bench(tmp_path).spec, batch_size=64, micro_batch_tokens=65_536)
+    spec = msgspec.structs.replace(bench(tmp_path).spec, batch_size=64, micro_batch_tokens=2048)
     rows = RowCounts(tokens=array("I", [400] * 64), trained=array("I", [200] * 64))
     ctx = Context(database=sqlite_database, objects=open_objects("memory:///"), home=tmp_path)
-    room = predicted_memory(msgspec.structs.replace(spec, micro_batch_tokens=2048), rows)
+    room = predicted_memory(msgspec.structs.replace(spec, micro_batch_tokens=1024), rows)
     found = propose(ctx, spec, longest=400, rows=rows, memory_bytes=room)
     assert found is not None
-    assert found.startswith("With micro_batch_tokens 2048 it needs")
+    assert found.startswith("With micro_batch_tokens 1024 it needs")
 
 
 def test_large_bf16_weights_are_counted_as_they_are_held(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from smedje.services.catalog import resolve_origin
 from smedje.services.comparison import compare, comparison_event
 from smedje.services.context import Context
 from smedje.services.job_request import JobDraft
-from smedje.services.prediction import predicted_memory, propose
+from smedje.services.prediction import job_memory, predicted_memory, propose
 from smedje.services.preflight import Checked, check_job, no_disk
-from smedje.services.training_spec import build_spec
+from smedje.services.training_spec import build_spec, with_longest_streams
 from smedje.store import jobs as job_rows
 from smedje.store import runs as run_rows
 from smedje.store import usage as usage_rows
@@ -120,6 +120,30 @@ def test_an_installed_model_that_fits_is_proposed(ctx: Context, job: FineTuningJ
     found = propose(ctx, spec, longest=100_000, memory_bytes=2**40)
     assert found is not None
     assert "smollm2-135m-instruct" in found
+
+
+def test_streams_are_as_long_as_memory_allows(ctx: Context, job: FineTuningJob, project: Project) -> None:
+    """A job that does not say gets the longest streams that fit; one that says gets what it says."""
+    spec = build_spec(ctx, job, resolve_origin(ctx, project.id, TINY), threads=2, earlier_runs=())
+    assert spec.micro_batch_tokens == 8192
+    spec = structs.replace(spec, data=structs.replace(spec.data, max_tokens=512))
+    for tokens in (8192, 4096, 2048):
+        room = predicted_memory(structs.replace(spec, micro_batch_tokens=tokens))
+        assert with_longest_streams(spec, room).micro_batch_tokens == tokens
+        assert with_longest_streams(spec, room - 1).micro_batch_tokens == max(2048, tokens // 2)
+    said = replace(job, request=replace(job.request, options={**job.request.options, "micro_batch_tokens": 512}))
+    asked = build_spec(ctx, said, resolve_origin(ctx, project.id, TINY), threads=2, earlier_runs=())
+    assert asked.micro_batch_tokens == 512
+
+
+def test_a_checked_job_waits_for_what_its_rows_need(ctx: Context, job: FineTuningJob, project: Project) -> None:
+    """Once the rows are counted, room is kept for what they need and no longer for the longest that were allowed."""
+    spec = build_spec(ctx, job, resolve_origin(ctx, project.id, TINY), threads=2, earlier_runs=())
+    assert job_memory(ctx, job.id, spec) == predicted_memory(spec)
+    assert isinstance(check_job(ctx, job, resolve_origin(ctx, project.id, TINY)), Checked)
+    guess = compare(ctx, job).predicted
+    assert guess is not None
+    assert job_memory(ctx, job.id, spec) == guess["memory_bytes"] < predicted_memory(spec)
 
 
 def test_predicted_stands_beside_actual(ctx: Context, project: Project, job: FineTuningJob) -> None:

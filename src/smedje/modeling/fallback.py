@@ -66,6 +66,7 @@ class FallbackDecoder(nn.Module):
         lora: LowRank | None = None,
         *,
         noise: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm: tokens, positions int64 [T] -> [T, H]. As transformer.Decoder.forward.
 
@@ -86,7 +87,7 @@ class FallbackDecoder(nn.Module):
                 code="unsupported_architecture",
             )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden if wanted is None else hidden.index_select(0, wanted)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of chosen rows: [R, H] -> [R, V], with the model's soft cap where it has one."""

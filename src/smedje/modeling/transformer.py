@@ -57,6 +57,7 @@ class CausalDecoder(Protocol):
         lora: LowRank | None = None,
         *,
         noise: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor: ...
 
     def head(self, hidden: Tensor) -> Tensor: ...
@@ -167,9 +168,12 @@ class Decoder(nn.Module):
         lora: LowRank | None = None,
         *,
         noise: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm. tokens, positions: int64 [T]; noise [T, H] on the embeddings -> [T, H].
 
+        wanted: int64 [R], rows to be given alone, [R, H]: the last layer computes others no further than their keys.
+        An adapter must then be one for all rows.
         Rows are independent but for `attend`, so a document's rows come out the same beside any neighbours.
         """
         x = F.embedding(tokens, self.embedding).to(self.numbers.rows)
@@ -179,15 +183,21 @@ class Decoder(nn.Module):
         shared = _Pass(cos, sin, attend, lora, self.numbers.products, _may_fuse(self.slots[0].site, lora))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
+            rows = wanted if layer == self.shape.layers - 1 else None
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(self._layer, layer, block, x, shared, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(
+                    self._layer, layer, block, x, shared, rows, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                x = self._layer(layer, block, x, shared)
+                x = self._layer(layer, block, x, shared, rows)
         return rms_norm(x, self.norm, self.config.norm_eps)
 
-    def _layer(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
-        """One layer's output rows [T, H]."""
-        x = x + self._attention(layer, block, x, shared)
+    def _layer(self, layer: int, block: Block, x: Tensor, shared: _Pass, wanted: Tensor | None) -> Tensor:
+        """One layer's output rows [T, H], or the wanted ones [R, H]."""
+        mixed = self._mixed(layer, block, x, shared)
+        if wanted is not None:
+            mixed, x = mixed.index_select(0, wanted), x.index_select(0, wanted)
+        x = x + self._linear(Site(layer, "o"), block, mixed, shared)
         return x + self._mlp(layer, block, x, shared)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -249,15 +259,14 @@ class Decoder(nn.Module):
             state["lm_head.weight"] = self.output
         return {name: tensor.detach() for name, tensor in state.items()}
 
-    def _attention(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
+    def _mixed(self, layer: int, block: Block, x: Tensor, shared: _Pass) -> Tensor:
+        """What each row takes from those that it attends to: [T, Hq * D]."""
         shape = self.shape
-        rows = x.shape[0]
         qkv = self._linear(Site(layer, "qkv"), block, x, shared)
         if block.q_norm is not None and block.k_norm is not None:
             qkv = self._normed_heads(qkv, block.q_norm, block.k_norm)
         sizes = (shape.heads, shape.kv_heads, shape.head_size)
-        mixed = shared.attend(layer, *turn_heads(qkv, shared.cos, shared.sin, sizes))
-        return self._linear(Site(layer, "o"), block, mixed.reshape(rows, -1), shared)
+        return shared.attend(layer, *turn_heads(qkv, shared.cos, shared.sin, sizes)).flatten(1)
 
     def _normed_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Each query and key head normed over its own values, as Qwen3 does: [T, N * D] -> the same."""

@@ -6,9 +6,11 @@ Time is learnt from the jobs that finished on this machine, or is arithmetic. Kn
 import shutil
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from smedje.data.counting import RowCounts
@@ -214,6 +216,13 @@ def predicted_memory(spec: TrainingSpec, rows: RowCounts | None = None) -> int:
 def prediction_key(job_id: str) -> str:
     """Where it is kept what was predicted for a job."""
     return f"predictions/{job_id}.json"
+
+
+def job_memory(ctx: Context, job_id: str, spec: TrainingSpec) -> int:
+    """Peak resident bytes that a checked job should need: as predicted with its rows, else from its spec."""
+    with suppress(NotFound, msgspec.DecodeError):
+        return msgspec.json.decode(ctx.objects.get(prediction_key(job_id)), type=Estimate).memory_bytes
+    return predicted_memory(spec)
 
 
 def _pace(ctx: Context, project_id: str, spec: TrainingSpec) -> Pace:

@@ -25,7 +25,7 @@ from smedje.services.comparison import comparison_event
 from smedje.services.context import Context
 from smedje.services.integrations import Trackers, write_integrations
 from smedje.services.job_ends import meter, moved
-from smedje.services.prediction import predicted_memory
+from smedje.services.prediction import job_memory
 from smedje.services.preflight import Checked, check_job
 from smedje.services.quotas import used_up
 from smedje.services.run_events import job_event, model_checkpoint, record_success, take_in
@@ -187,7 +187,7 @@ class Scheduler:
         if self._waits_for_budget(lease.job):
             return
         spec = self._next_spec(lease.job)
-        need = predicted_memory(spec)
+        need = job_memory(self.ctx, lease.job.id, spec)
         taken = sum(int(run.handle.get("memory_bytes", 0)) for run in active)
         if active and need + taken > self.limits.memory_bytes:
             return
@@ -254,7 +254,7 @@ class Scheduler:
         assert project is not None, "a job belongs to a project"
         if run.state not in ACTIVE:
             spec = self._next_spec(lease.job)
-            self._start(lease, spec, predicted_memory(spec))
+            self._start(lease, spec, job_memory(self.ctx, lease.job.id, spec))
             return
         run = self._find_worker(run)
         alive = self._is_alive(run)

@@ -13,13 +13,17 @@ from smedje.domain.jobs import FineTuningJob
 from smedje.errors import NotFound
 from smedje.modeling.catalog import base_defaults
 from smedje.modeling.folder import installed_folder
+from smedje.objects.machine import training_memory
 from smedje.services.context import Context
+from smedje.services.prediction import predicted_memory
 from smedje.store import files as file_rows
 from smedje.training.from_options import lora_spec, objective_spec, optimizer_spec, schedule_spec, watch_spec
 from smedje.training.options import TrainingOptions, parse_options
 from smedje.training.spec import DataSpec, LoraSpec, TrainingSpec
 
-MICRO_BATCH_TOKENS = 2048
+# Tokens of a flat stream where a job does not say: the most of these with which the longest rows it accepts fit into
+# memory, or the fewest.
+MICRO_BATCH_TOKENS = (8192, 4096, 2048)
 # How often state for an exact resume is saved. All weights with their moments are gigabytes.
 STATE_SECONDS, FULL_STATE_SECONDS = 30.0, 300.0
 
@@ -49,7 +53,7 @@ def build_spec(
     if batch_size == "auto" and defaults.batch_size:
         batch_size = defaults.batch_size
     multiplier, beta = asked.get("learning_rate_multiplier", "auto"), asked.get("beta", "auto")
-    return TrainingSpec(
+    spec = TrainingSpec(
         job_id=job.id,
         base_model=origin.base_model,
         base_folder=str(installed_folder(ctx.home, origin.base_model)),
@@ -68,13 +72,20 @@ def build_spec(
         schedule=schedule_spec(options),
         objective=objective_spec(options, method=job.request.method, beta=None if beta == "auto" else float(beta)),
         watch=watch_spec(options),
-        micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS,
+        micro_batch_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS[-1],
         share_prefixes=options.share_prefixes,
         state_seconds=FULL_STATE_SECONDS if options.tuning == "full" else STATE_SECONDS,
         earlier_runs=tuple(earlier_runs),
         threads=threads,
         device=ctx.device,
     )
+    return spec if options.micro_batch_tokens else with_longest_streams(spec, training_memory(spec.device))
+
+
+def with_longest_streams(spec: TrainingSpec, memory_bytes: int) -> TrainingSpec:
+    """The spec with the longest usual streams that surely fit into so much memory, or the shortest."""
+    choices = (msgspec.structs.replace(spec, micro_batch_tokens=tokens) for tokens in MICRO_BATCH_TOKENS)
+    return next((choice for choice in choices if predicted_memory(choice) <= memory_bytes), spec)
 
 
 def number_or_auto(value: Any) -> int | Literal["auto"]:

@@ -17,7 +17,7 @@ from smedje.data.forest import forest, shared_tokens
 from smedje.data.preference import PreferenceDataset
 from smedje.modeling.lora import TrainableLora
 from smedje.modeling.transformer import CausalDecoder
-from smedje.training.division import a_stream_each, even_groups
+from smedje.training.division import USUAL_STREAM, a_stream_each, even_groups
 from smedje.training.figures import Figures, figures_of
 from smedje.training.noise import Noisy, embedding_noise
 from smedje.training.objectives import Sums, TensorBatch, classification, preference, supervised, to_tensors
@@ -44,6 +44,7 @@ class Job:
 
     micro_batch_tokens: most tokens in one flat stream. share_prefixes: what rows of a stream begin with alike is
     computed once. cores: how many streams are computed at the same time, within `micro_batch_tokens` together.
+    On a CPU streams stay near the usual length (division.py), above which longer ones gain nothing.
     """
 
     plan: Plan
@@ -193,7 +194,10 @@ def _parts(job: Job, rows: Rows, chosen: Sequence[int]) -> list[list[int]]:
     if shared < budget and a_stream_each(sum(lengths), shared, cores=job.cores):
         groups = even_groups(lengths, token_budget=max(1, budget - shared), multiple=job.cores)
     else:
-        groups = micro_batches(lengths, token_budget=max(1, job.micro_batch_tokens - shared))
+        room = job.micro_batch_tokens - shared
+        if job.device == "cpu":
+            room = min(room, job.cores * USUAL_STREAM)
+        groups = micro_batches(lengths, token_budget=max(1, room))
     return [[chosen[i] for i in group] for group in groups]
 
 

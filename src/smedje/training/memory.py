@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smedje.modeling.config import DecoderConfig
-from smedje.training.division import a_stream_each
+from smedje.training.division import USUAL_STREAM, a_stream_each, turns
 from smedje.training.resolve import resolve_plan
 from smedje.training.spec import TrainingSpec
 
@@ -28,6 +28,8 @@ HOLES, MOST_HOLES = 0.01, 0.2
 BYTES = 4  # fp32
 # Rows whose logits a stream has in memory at once (training/losses.py).
 HEAD_ROWS = 1024
+# How many sizes of steps are looked at, from the usual to the largest.
+SIZES = 1000
 # Tensors of the optimizer beside each trained number.
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "lion": 1, "muon": 1}
 
@@ -59,23 +61,30 @@ def stream_sizes(spec: TrainingSpec, tokens: Sequence[int], labelled: Sequence[i
     longest = sorted(tokens, reverse=True)[: plan.batch_size]
     own = [max(0, count - 1 - shared) for count in longest]
     side = _side_by_side(spec)
-    budget = spec.micro_batch_tokens // side
+    budget, cores = spec.micro_batch_tokens // side, side
     if shared >= budget or not a_stream_each(sum(own), shared, cores=side):
         side, budget = 1, spec.micro_batch_tokens
-    side = min(side, len(own))
-    room = side * max(1, budget - shared)
+        if spec.device == "cpu":
+            budget = min(budget, shared + cores * USUAL_STREAM)
+    apart, side, room = side > 1, min(side, len(own)), max(1, budget - shared)
+
+    def a_turn(size: int) -> int:
+        count = turns(size, token_budget=room, cores=side) if apart else max(1, -(-size // room))
+        return -(-size // count)
+
     # Streams of a step are of about equal length, and fullest where its rows just fill them; steps differ in size.
-    usual, largest = min(sum(own), len(own) * sum(tokens) // len(tokens)), sum(own)
-    sizes = (usual, largest, max(usual, largest // room * room))
-    most = max(sum(own[:side]), *(-(-size // max(1, -(-size // room))) for size in sizes))
-    turns = -(-largest // most)
+    largest = sum(own)
+    usual = min(largest, len(own) * sum(tokens) // len(tokens))
+    sizes = range(usual, largest, max(1, (largest - usual) // SIZES))
+    most = max(sum(own[:side]), a_turn(largest), *(a_turn(size) for size in sizes))
+    count = -(-largest // most)
     share = sum(labelled) / max(1, sum(max(1, count - 1 - shared) for count in tokens))
     return StreamSizes(
         tokens=side * shared + most,
         labelled=round(most * min(1.0, share)),
         streams=side,
-        turns=turns,
-        computed=plan.total_steps * turns * side,
+        turns=count,
+        computed=plan.total_steps * count * side,
     )
 
 

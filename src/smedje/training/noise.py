@@ -42,10 +42,11 @@ class Noisy:
         lora: LowRank | None = None,
         *,
         noise: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """As the decoder's, with the noise."""
         assert noise is None, "the noise is here already"
-        return self._decoder.forward(tokens, positions, attend, lora, noise=self._noise)
+        return self._decoder.forward(tokens, positions, attend, lora, noise=self._noise, wanted=wanted)
 
     def head(self, hidden: Tensor) -> Tensor:
         """As the decoder's."""

@@ -77,8 +77,7 @@ def supervised(decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch,
     # Without an adapter the weights themselves are trained, and the head's gradient is wanted too.
     whole = lora is None and torch.is_grad_enabled()
     if loss.kind == "cross_entropy" and not whole:
-        hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
-        rows = hidden.index_select(0, batch.target_rows)
+        rows = _labelled_rows(decoder, lora, batch)
         total, correct = summed_cross_entropy(decoder.head, rows, batch.targets, batch.weights)
     else:
         losses, correct = _labelled_losses(decoder, lora, batch, loss)
@@ -128,8 +127,7 @@ def classification(
     decoder: CausalDecoder, lora: LowRank | None, head: Tensor, batch: TensorBatch, loss: LossSpec = PLAIN
 ) -> Sums:
     """The loss of one label a document. head [K, H] reads the hidden state of its last token; targets are classes."""
-    hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
-    logits = hidden.index_select(0, batch.target_rows).float() @ head.T
+    logits = _labelled_rows(decoder, lora, batch).float() @ head.T
     guesses = logits.detach().argmax(dim=-1)
     return Sums(
         loss=(row_losses(logits, batch.targets, loss) * batch.weights).sum(),
@@ -155,12 +153,17 @@ def _attend(decoder: CausalDecoder, batch: TensorBatch) -> Attend:
     return TreeAttention(segments) if device.type == "cpu" else ForestAttention(segments, device)
 
 
+def _labelled_rows(decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch) -> Tensor:
+    """Hidden states that a target is predicted from: [R, H]."""
+    attend = _attend(decoder, batch)
+    return decoder.forward(batch.tokens, batch.positions, attend, lora, wanted=batch.target_rows)
+
+
 def _labelled_losses(
     decoder: CausalDecoder, lora: LowRank | None, batch: TensorBatch, loss: LossSpec
 ) -> tuple[Tensor, int]:
     """Losses of the labelled rows [R], and how many of them are hit greedily."""
-    hidden = decoder.forward(batch.tokens, batch.positions, _attend(decoder, batch), lora)
-    logits = decoder.head(hidden.index_select(0, batch.target_rows)).float()
+    logits = decoder.head(_labelled_rows(decoder, lora, batch)).float()
     with torch.no_grad():
         correct = int((logits.argmax(dim=-1) == batch.targets).sum())
     return row_losses(logits, batch.targets, loss), correct

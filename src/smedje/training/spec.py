@@ -146,7 +146,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     objective: ObjectiveSpec = ObjectiveSpec()
     watch: WatchSpec = WatchSpec()
     earlier_runs: tuple[str, ...] = ()
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 8192
     share_prefixes: bool = True
     state_seconds: float = 30.0
     device: str = "cpu"
