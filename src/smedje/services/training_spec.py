@@ -84,8 +84,8 @@ def build_spec(
 
 def with_longest_streams(spec: TrainingSpec, memory_bytes: int) -> TrainingSpec:
     """The spec with the longest usual streams that surely fit into so much memory, or the shortest."""
-    choices = (msgspec.structs.replace(spec, micro_batch_tokens=tokens) for tokens in MICRO_BATCH_TOKENS)
-    return next((choice for choice in choices if predicted_memory(choice) <= memory_bytes), spec)
+    choices = [msgspec.structs.replace(spec, micro_batch_tokens=tokens) for tokens in MICRO_BATCH_TOKENS]
+    return next((choice for choice in choices if predicted_memory(choice) <= memory_bytes), choices[-1])
 
 
 def number_or_auto(value: Any) -> int | Literal["auto"]:
