@@ -301,6 +301,10 @@ def validate(job: Job, state: State, indices: Sequence[int]) -> Figures:
     assert job.validation is not None
     if state.lora is not None:
         state.lora.eval()
-    with torch.inference_mode():
-        parts = list(_parts(job, job.validation, indices))
-        return figures_of([_sums(job, state, job.validation, part, loss=PLAIN) for part in parts])
+    rows = job.validation
+
+    def one(part: list[int]) -> Sums:
+        with torch.inference_mode():
+            return _sums(job, state, rows, part, loss=PLAIN)
+
+    return figures_of(list(side_by_side(one, _parts(job, rows, indices), cores=job.cores)))
