@@ -5,7 +5,7 @@ environment of its own that this script makes on first use. Rounds interleave th
 median of the steps after the first of each round. Results add up in OUT over invocations, and a picture lies beside it;
 an invocation starts nothing that would not end within --seconds. A row counts only beside a passing guard
 (`--guard FOLDER,...`): losses and adapter gradients of 20 steps against the plain transformers and PEFT loop, for each
-base model named. Workloads: train_cpu_rows.py.
+base model named; with LLaMA-Factory among --engines also the loss of its first step. Workloads: train_cpu_rows.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,36 @@ from train_cpu_rows import ROWS_OF_W7, rows_of, write_rows
 
 ROOT = Path(__file__).resolve().parent
 HUGGING_FACE = ("trl==1.16.0", "transformers==5.23.0", "peft==0.21.2", "datasets==5.2.0", "accelerate==1.15.0")
-PACKAGES = {"peers": (*HUGGING_FACE, "torch==2.13.0"), "litgpt": ("litgpt==0.5.13", "torch==2.13.0")}
+# What LLaMA-Factory 0.9.5 allows at most, and what its training of text imports.
+FACTORY = ("trl==0.24.0", "transformers==5.6.0", "peft==0.18.1", "datasets==4.0.0", "accelerate==1.11.0")
+FACTORY_USES = (
+    *("einops", "fastapi", "fire", "omegaconf", "protobuf", "scipy", "sentencepiece", "sse-starlette", "tiktoken"),
+    *("tyro<0.9", "uvicorn"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What is installed for a peer. alone: packages without what they ask for. stand_ins: modules that are imported but
+    never called for rows of text, and do not start without CUDA: empty ones take their names."""
+
+    packages: tuple[str, ...]
+    alone: tuple[str, ...] = ()
+    stand_ins: tuple[str, ...] = ()
+
+
+ENVIRONMENTS = {
+    "peers": Environment(packages=(*HUGGING_FACE, "torch==2.13.0")),
+    "litgpt": Environment(packages=("litgpt==0.5.13", "torch==2.13.0")),
+    "llamafactory": Environment(
+        packages=(*FACTORY, *FACTORY_USES, "torch==2.13.0"),
+        alone=("llamafactory==0.9.5",),
+        stand_ins=("torchaudio",),
+    ),
+}
 PLAIN = {"bf16": False, "checkpointing": False}
 # name -> (runner, environment, configuration). hf: plain transformers + peft loop; trl: SFTTrainer; litgpt: its
-# model and loss.
+# model and loss; llamafactory: its own run.
 ENGINES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "smedje": ("ours", None, {"share": True, "precision": "fp32"}),
     "smedje-bf16": ("ours", None, {"share": True, "precision": "bf16"}),
@@ -46,16 +73,25 @@ ENGINES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "hf-loop-bf16": ("hf", "peers", {"bf16": True}),
     "litgpt": ("litgpt", "litgpt", {"bf16": False}),
     "litgpt-bf16": ("litgpt", "litgpt", {"bf16": True}),
+    "llamafactory-bf16": ("llamafactory", "llamafactory", {"form": "ordered"}),
+    "llamafactory-grouped-bf16": ("llamafactory", "llamafactory", {"form": "grouped"}),
+    "llamafactory-packed-bf16": ("llamafactory", "llamafactory", {"form": "packed"}),
 }
 USUAL = "smedje,smedje-bf16,trl-packed,trl-packed-bf16"
 
 
-def peer_python(folder: Path, packages: tuple[str, ...] = PACKAGES["peers"]) -> Path:
+def peer_python(folder: Path, environment: Environment = ENVIRONMENTS["peers"]) -> Path:
     """An environment of the peers' own, made once."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+        install = [python, "-m", "pip", "install", "-q"]
+        subprocess.run([*install, *environment.packages], check=True)
+        if environment.alone:
+            subprocess.run([*install, "--no-deps", *environment.alone], check=True)
+        site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        for name in environment.stand_ins:
+            (site / f"{name}.py").write_text('"""Empty, in place of a package that is not called here."""\n')
         (folder / "ready").write_text("ok")
     return python
 
@@ -64,7 +100,7 @@ def run(engine: str, work: Path, arguments: argparse.Namespace, **more: Any) -> 
     """One round of one engine on the data in `work`: step seconds, losses, peak memory, and the whole wall time."""
     runner, environment, options = ENGINES[engine]
     folder = Path(f"{arguments.environments}-{environment}")
-    python = Path(sys.executable) if environment is None else peer_python(folder, PACKAGES[environment])
+    python = Path(sys.executable) if environment is None else peer_python(folder, ENVIRONMENTS[environment])
     out = work / f"{engine}.json"
     out.unlink(missing_ok=True)
     settings = {"work": str(work), "out": str(out), "batch": arguments.batch, **options, **more}
@@ -124,17 +160,28 @@ def measure(workload: str, report: dict[str, Any], work: Path, arguments: argpar
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
+def made_to_start(engines: list[str]) -> dict[str, str]:
+    """Of the engines whose environment has empty modules in it: in place of what."""
+    environments = {engine: ENVIRONMENTS[name] for engine in engines if (name := ENGINES[engine][1])}
+    return {
+        engine: f"its own code unchanged, started with an empty module in place of {', '.join(found.stand_ins)}"
+        for engine, found in environments.items()
+        if found.stand_ins
+    }
+
+
 def table(report: dict[str, Any]) -> str:
     """The figures as text: tokens a second, ratio to the best peer's, share of the fp32 peak, memory, wall time."""
-    lines = [f"{'':4} {'engine':18} {'tok/s':>8} {'x peer':>7} {'% peak':>7} {'GB':>6} {'wall s':>8}"]
+    lines = [f"{'':4} {'engine':25} {'tok/s':>8} {'x peer':>7} {'% peak':>7} {'GB':>6} {'wall s':>8}"]
     for workload, engines in sorted(report["workloads"].items()):
         known = {name: e["figures"] for name, e in engines.items() if "error" not in e.get("figures", {"error": 1})}
         peers = [f["tokens_per_second"] for name, f in known.items() if not name.startswith("smedje")]
         for name, f in known.items():
             ratio = f"{f['tokens_per_second'] / max(peers):.2f}" if peers else ""
             share = f"{100 * f['useful_gflops'] / report['peak_gflops']['fp32']:.0f}" if f["useful_gflops"] else ""
-            line = f"{workload:4} {name:18} {f['tokens_per_second']:8} {ratio:>7} {share:>7}"
+            line = f"{workload:4} {name:25} {f['tokens_per_second']:8} {ratio:>7} {share:>7}"
             lines.append(f"{line} {f['peak_gb']:6} {f['wall_seconds']:8}")
+    lines += [f"{engines}: {how}" for engines, how in report.get("made_to_start", {}).items()]
     return "\n".join(lines)
 
 
@@ -162,13 +209,17 @@ def main() -> None:
     if arguments.json.exists():
         report = json.loads(arguments.json.read_text())
     report["peak_gflops"] = {precision: round(gflops(precision), 1) for precision in ("fp32", "bf16")}
+    engines = arguments.engines.split(",")
+    report["made_to_start"] = report.get("made_to_start", {}) | made_to_start(engines)
+    factory = [engine for engine in engines if ENGINES[engine][0] == "llamafactory"]
     report.setdefault("load_before", []).append(round(os.getloadavg()[0], 2))
     with tempfile.TemporaryDirectory(prefix="smedje-bench-") as scratch:
         for number, base in enumerate((arguments.guard or "").split(",") if arguments.guard else ()):
             work = Path(scratch) / f"guard{number}"
             work.mkdir()
             (work / "base").symlink_to(Path(base).resolve())
-            report["guard"][Path(base).name] = checked(lambda e, w=work, **o: run(e, w, arguments, **o), work)
+            of_guard = checked(lambda e, w=work, **o: run(e, w, arguments, **o), work, others=factory)
+            report["guard"][Path(base).name] = of_guard
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")
         for workload in arguments.workloads.split(",") if not arguments.guard else ():
             work = Path(scratch) / workload
