@@ -218,8 +218,9 @@ def expect_fallback(place: Place, run: str, spec: TrainingSpec, step: int) -> No
     """Raises unless the newest whole state of the run is that of `step`."""
     objects = open_objects(place.url)
     assert place.resident is not None
-    state = smedje.training.run.fresh_state(objects, spec, place.resident.decoder, cache=place.root / "cache")
-    found = smedje.training.checkpoint.load_latest_state(objects, RunFolder(objects, run), state)
+    cache = place.root / "cache"
+    state = smedje.training.run.fresh_state(objects, spec, place.resident.decoder, cache=cache)
+    found = smedje.training.checkpoint.load_latest_state(objects, RunFolder(objects, run), state, cache=cache)
     assert found, "no state was loaded"
     assert state.step == step, f"step {state.step} was loaded, {step} is the newest whole one"
 

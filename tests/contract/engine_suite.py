@@ -5,7 +5,7 @@ Also what tests of our own engine share: a tiny model, adapters for it, and a wa
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,13 +122,14 @@ def torch_engine(
     adapters: int = 8,
     limits: EngineLimits | None = None,
     tokenizer: Path | None = None,
+    missing: Callable[[], int] = lambda: 0,
 ) -> TorchEngine:
-    """Our engine on a model, with adapters from a local folder; with a tokenizer.json it takes grammars."""
+    """Our engine on a model, with adapters from a local folder; with a tokenizer.json it takes grammars. missing: bytes
+    that the machine is short of."""
     cache = AdapterCache(model, open_objects(objects.as_uri()), folder=objects / "unused", capacity=adapters)
     grammars = None if tokenizer is None else Grammars(tokenizer, vocabulary=model.shape.vocab_size)
-    return TorchEngine(
-        model, cache, limits or EngineLimits(context=CONTEXT, token_capacity=8 * CONTEXT), grammars=grammars
-    )
+    limits = limits or EngineLimits(context=CONTEXT, token_capacity=8 * CONTEXT)
+    return TorchEngine(model, cache, limits, grammars=grammars, missing=missing)
 
 
 class EngineSuite:

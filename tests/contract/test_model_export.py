@@ -30,7 +30,7 @@ def tuned(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     write_adapter(load_decoder(model_folder(server.ctx.home, TINY)), folder, seed=5, size=0.05)
     for file in folder.iterdir():
-        server.ctx.objects.put_file(f"{KEY}/{file.name}", file)
+        server.ctx.objects.put(f"{KEY}/{file.name}", file.read_bytes())
     request = JobRequest(model=TINY, base_model=TINY, training_file=server.upload(chat_lines(12)), seed=11)
     job = FineTuningJob(
         id="ftjob-abcd1234",

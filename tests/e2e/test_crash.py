@@ -14,10 +14,14 @@ TERMINAL = ("The job has successfully completed", "The job failed", "cancelled")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose leases end after two seconds, so that a restart takes over quickly."""
-    server = ServerProcess(server_home(tmp_path_factory.mktemp("crash")), {"SMEDJE_LEASE_SECONDS": "2"})
+    temporary = tmp_path_factory.mktemp("temporary")
+    settings = {"SMEDJE_LEASE_SECONDS": "2", "TMPDIR": str(temporary)}
+    server = ServerProcess(server_home(tmp_path_factory.mktemp("crash")), settings)
     server.start()
     yield server
     server.stop()
+    # torch keeps one folder for all processes of a user.
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +35,17 @@ def straight(server: ServerProcess) -> bytes:
 
 @pytest.mark.slow
 def test_killed_worker(server: ServerProcess, straight: bytes) -> None:
-    """kill -9 the worker in mid-epoch: a new run continues, the steps are each reported once, the bytes are equal."""
+    """kill -9 the worker in mid-epoch: a new run continues, the steps are each reported once, the bytes are equal, and
+    what was half written is gone."""
+    unfinished = server.home / "objects" / ".staging" / "of-nobody#1"
     with server.client() as client:
         job = server.submit(client)
         wait_for(lambda: max(steps(client, job.id), default=0) >= 5, what="step 5")
+        unfinished.write_bytes(b"half a checkpoint")
         for worker in server.workers():
             os.kill(worker, signal.SIGKILL)
         done = finished(client, job.id)
+        assert not unfinished.exists()
         assert done.status == "succeeded", done.error
         assert steps(client, job.id) == list(range(41))
         assert any("stopped unexpectedly" in e.message for e in events(client, job.id))

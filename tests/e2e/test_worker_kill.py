@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.training_runs import Bench, bench
 
 from smedje.domain.runs import Control, Outcome
 from smedje.objects.run_folder import RunFolder
 from smedje.training.checkpoint import saved_steps
-from smedje.training.spec import LoraSpec
+from smedje.training.spec import LoraSpec, OptimizerSpec
 
 STEPS = 40
 
@@ -29,8 +30,11 @@ def place(tmp_path: Path) -> Bench:
 def start(place: Bench, folder: RunFolder) -> subprocess.Popen[bytes]:
     objects = (place.root / "objects").as_uri()
     command = [sys.executable, "-m", "smedje.training.worker", "--objects", objects, "--run", folder.run_id]
+    command += ["--cache", str(place.root / "cache")]
+    temporary = place.root / "tmp"
+    temporary.mkdir(exist_ok=True)
     with (place.root / f"{folder.run_id}.log").open("wb") as log:
-        return subprocess.Popen([*command, "--cache", str(place.root / "cache")], stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(temporary)})
 
 
 def final_adapter(place: Bench, folder: RunFolder) -> bytes:
@@ -68,6 +72,52 @@ def test_killed_worker_ends_with_the_same_bytes(place: Bench) -> None:
     assert result is not None
     assert result.outcome is Outcome.SUCCEEDED
     assert final_adapter(place, last) == final_adapter(place, straight)
+
+
+def kill_inside_a_save(process: subprocess.Popen[bytes], staging: Path, *, size: int) -> Path:
+    """Kill a worker while a file of more than `size` bytes is unfinished; that file."""
+    worker = psutil.Process(process.pid)
+    while True:
+        assert process.poll() is None, "it ended before it was caught"
+        large = [path for path in staging.glob("*") if _size(path) > size]
+        if large:
+            worker.suspend()
+            wait_until(lambda: worker.status() == psutil.STATUS_STOPPED)
+            if large[0].exists():
+                worker.kill()
+                process.wait()
+                return large[0]
+            worker.resume()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_killed_save(place: Bench) -> None:
+    """A worker that tunes all weights, killed while it writes them: a sweep takes the half file at once, and sweeps
+    harm no run that goes on; in the end there is nothing in the system's temporary folder, storage's or the cache."""
+    full = LoraSpec(full=True)
+    place = place.with_spec(lora=full, optimizer=OptimizerSpec(learning_rate=1e-3), max_steps=8)
+    staging, cache = place.root / "objects" / ".staging", place.root / "cache"
+    first = place.folder("run-first")
+    left = kill_inside_a_save(start(place, first), staging, size=100_000)
+    last = place.with_spec(earlier_runs=(first.run_id,)).folder("run-last")
+    process = start(place, last)
+    assert place.objects.sweep(cache) >= 1
+    assert not left.exists()
+    while process.poll() is None:
+        place.objects.sweep(cache)
+    result = last.read_result()
+    assert result is not None
+    assert result.outcome is Outcome.SUCCEEDED
+    left_over = {path.name for folder in (staging, cache / ".staging", place.root / "tmp") for path in folder.glob("*")}
+    # torch keeps one folder for all processes of a user.
+    assert not {name for name in left_over if not name.startswith("torchinductor_")}
 
 
 @pytest.mark.slow

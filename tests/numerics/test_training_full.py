@@ -85,7 +85,7 @@ def test_a_full_tuning_resumes_exactly(place: Bench, kind: OptimizerKind) -> Non
     assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
     damaged = here.objects.get(f"{folder.state_prefix(3)}/state.safetensors")
     here.objects.put(f"{folder.state_prefix(3)}/state.safetensors", damaged[:-1] + bytes([damaged[-1] ^ 1]))
-    assert not load_latest_state(here.objects, folder, here.prepare()[1])
+    assert not load_latest_state(here.objects, folder, here.prepare()[1], cache=here.root / "cache")
 
 
 def test_training_goes_on_from_weights_and_from_adapters(place: Bench) -> None:

@@ -91,8 +91,8 @@ def test_damaged_state_falls_back_to_the_one_before(place: Bench, damage: str) -
         place.objects.delete(key)
     _, other = place.prepare()
     with pytest.raises(NotFound):
-        load_state(place.objects, folder, 3, other)
-    assert load_latest_state(place.objects, folder, other)
+        load_state(place.objects, folder, 3, other, cache=place.root / "cache")
+    assert load_latest_state(place.objects, folder, other, cache=place.root / "cache")
     assert other.step == 2
 
 
@@ -137,5 +137,5 @@ def test_damaged_manifest_falls_back_too(place: Bench, damage: str) -> None:
         }[damage],
     )
     _, again = place.prepare()
-    assert load_latest_state(place.objects, folder, again)
+    assert load_latest_state(place.objects, folder, again, cache=place.root / "cache")
     assert again.step == 2

@@ -11,7 +11,7 @@ from smedje.cli.doctor import disk_row, home_row, models_row, python_row, sqlite
 from smedje.cli.machine import look
 from smedje.cli.main import run
 from smedje.modeling.folder import MANIFEST, write_manifest
-from smedje.objects.machine import memory_limit, usable_cores
+from smedje.objects.machine import free_memory, memory_limit, usable_cores
 
 
 def test_a_fit_machine_passes(
@@ -101,6 +101,11 @@ def test_memory_follows_the_containers_limit(tmp_path: Path) -> None:
     assert memory_limit(write(tmp_path / "new", {"memory.max": "1000000\n"})) == 1_000_000
     assert memory_limit(write(tmp_path / "old", {"memory/memory.limit_in_bytes": "2000000\n"})) == 2_000_000
     assert memory_limit(write(tmp_path / "none", {"memory.max": "max\n"})) is None
+    used = {"memory.max": "9000\n", "memory.current": "8000\n", "memory.stat": "anon 6000\ninactive_file 500\n"}
+    assert free_memory(write(tmp_path / "used", used)) == 1500
+    older = {"limit_in_bytes": "9000\n", "usage_in_bytes": "9500\n", "stat": "total_inactive_file 400\n"}
+    assert free_memory(write(tmp_path / "full", {f"memory/memory.{name}": text for name, text in older.items()})) == 0
+    assert free_memory(tmp_path / "none") > 2**20
     machine = look()
     assert machine.cores >= 1
     assert 0 < machine.memory_free_bytes <= machine.memory_bytes

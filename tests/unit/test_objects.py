@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from smedje.errors import Conflict, InternalError, InvalidRequest, NotFound, OutOfStorage
+from smedje.objects.local_files import lent_folder
 from smedje.objects.store import ObjectInfo, Objects, check_key, open_objects
 
 
@@ -150,14 +151,16 @@ def test_rename_moves_and_replaces(objects: Objects) -> None:
     assert keys(objects) == ["to/there"]
 
 
-def test_a_file_is_stored(objects: Objects, tmp_path: Path) -> None:
-    """put_file copies; the source stays. A missing source is named."""
-    source = tmp_path / "weights.bin"
-    source.write_bytes(os.urandom(11_000_000))
-    objects.put_file("w", source)
-    assert objects.get("w") == source.read_bytes()
-    with pytest.raises(NotFound, match=r"gone\.bin"):
-        objects.put_file("v", tmp_path / "gone.bin")
+def test_a_lent_path_goes_with_its_block(objects: Objects, tmp_path: Path) -> None:
+    """A lent path has the object's bytes; the cache is as it was afterwards, also when there is no such object."""
+    cache = tmp_path / "cache"
+    objects.put("w", data := os.urandom(11_000_000))
+    with objects.lent_path("w", cache) as path:
+        assert path.read_bytes() == data
+    with pytest.raises(NotFound, match="no object v"), objects.lent_path("v", cache):
+        pass
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert objects.get("w") == data
 
 
 def test_local_paths_follow_the_object(objects: Objects, tmp_path: Path) -> None:
@@ -235,18 +238,62 @@ def test_a_new_folder_is_private(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_no_object(tmp_path: Path) -> None:
-    """kill -9 in the middle of a stream leaves nothing to read, and the rest is swept once it is old enough."""
+    """kill -9 in the middle of a stream leaves nothing to read; a sweep takes the rest, and nothing before the kill."""
+    objects, cache = open_objects((tmp_path / "objects").as_uri()), tmp_path / "cache"
     program = (
-        "import os, signal\nfrom smedje.objects.store import open_objects\n"
-        f"with open_objects({tmp_path.as_uri()!r}).writer('half') as sink:\n"
-        "    sink.write(b'x' * 5_000_000)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from smedje.objects.store import open_objects\n"
+        f"with open_objects({objects.url!r}).writer('half') as sink:\n"
+        "    sink.write(b'x' * 5_000_000)\n    print('half', flush=True)\n    input()\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode < 0
-    objects = open_objects(tmp_path.as_uri())
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        assert objects.sweep(cache) == 0
+        writer.kill()
     assert keys(objects) == []
-    assert objects.sweep(older_than_seconds=3600) == 0
-    assert objects.sweep(older_than_seconds=-1) == 1
+    assert objects.sweep(cache) == 1
+    assert not list((tmp_path / "objects" / ".staging").iterdir())
+
+
+def test_writing_goes_on_beside_sweeps(tmp_path: Path) -> None:
+    """Sweeps without a pause take nothing from those who write at the same time."""
+    objects, done = open_objects(tmp_path.as_uri()), threading.Event()
+
+    def sweep() -> int:
+        swept = 0
+        while not done.is_set():
+            swept += objects.sweep(tmp_path / "cache")
+        return swept
+
+    with ThreadPoolExecutor(5) as pool:
+        sweeping = pool.submit(sweep)
+        writing = [pool.submit(objects.put, f"k{number}", b"x" * 10_000) for number in range(300)]
+        for one in writing:
+            one.result()
+        done.set()
+        sweeping.result()
+    assert len(keys(objects)) == 300
     assert not list((tmp_path / ".staging").iterdir())
+
+
+def test_a_lent_folder_goes_with_its_process(tmp_path: Path) -> None:
+    """A folder is its user's alone and gone after the block; one of a killed process goes when the next is lent."""
+    program = (
+        "from pathlib import Path\nfrom smedje.objects.local_files import lent_folder\n"
+        f"with lent_folder(Path({str(tmp_path)!r}), prefix='lent-') as folder:\n"
+        "    (folder / 'file').write_text('x')\n    print(folder, flush=True)\n    input()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().decode().strip())
+        with lent_folder(tmp_path, prefix="lent-") as mine:
+            assert mine.stat().st_mode & 0o777 == 0o700
+            assert {mine, theirs} == set(tmp_path.iterdir())
+        other.kill()
+    assert list(tmp_path.iterdir()) == [theirs]
+    with lent_folder(tmp_path, prefix="lent-") as mine:
+        assert list(tmp_path.iterdir()) == [mine]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to see the system calls")
@@ -289,20 +336,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("way", ["put", "put_file", "writer"])
-def test_a_full_disk_leaves_nothing_half_written(small_disk: Path, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("way", ["put", "writer"])
+def test_a_full_disk_leaves_nothing_half_written(small_disk: Path, way: str) -> None:
     """A disk that fills up is its own error, leaves older objects and no rest, and is usable once there is room."""
     objects = open_objects(small_disk.as_uri())
     objects.put("old", b"old")
-    source = tmp_path / "source"
-    source.write_bytes(b"x" * 3_000_000)
 
     def write(size: int) -> None:
         if way == "put":
             objects.put("old", b"x" * size)
-        elif way == "put_file":
-            os.truncate(source, size)
-            objects.put_file("old", source)
         else:
             with objects.writer("old") as sink:
                 for _ in range(size // 1000):

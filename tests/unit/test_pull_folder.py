@@ -10,7 +10,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from smedje.errors import Conflict, InvalidRequest, NotFound, OutOfStorage
-from smedje.modeling.file_lock import FileLock
 from smedje.modeling.folder import (
     check_room,
     installed_folder,
@@ -23,6 +22,7 @@ from smedje.modeling.folder import (
 from smedje.modeling.pull import plan_pull, pull
 from smedje.modeling.tensor_file import TensorWriter, read_tensor_header
 from smedje.modeling.tiny_random import write_tiny_llama
+from smedje.objects.file_lock import FileLock
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_lock_holds_between_processes_and_dies_with_its_owner(tmp_path: Path) ->
     """Another process cannot take a held lock; a killed owner leaves it free."""
     path = tmp_path / "lock"
     code = (
-        "import sys; from pathlib import Path; from smedje.modeling.file_lock import FileLock\n"
+        "import sys; from pathlib import Path; from smedje.objects.file_lock import FileLock\n"
         "lock = FileLock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(path)]

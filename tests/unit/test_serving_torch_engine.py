@@ -1,5 +1,7 @@
 """Our engine keeps the promises that every engine must keep, and a few of its own."""
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,3 +89,41 @@ def test_stats_count_what_is_there(model: CausalDecoder, objects: Path) -> None:
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.adapters, stats.generated_tokens) == (1, 1, 1, 1)
     assert (stats.cached_tokens, stats.token_capacity) == (15, 2 * CONTEXT)
+
+
+def test_what_rests_gives_way_to_others(model: CausalDecoder, objects: Path) -> None:
+    """An engine that nobody asks anything drops what rests within seconds of the machine's running short of memory, as
+    much as is missing; a prompt that begins like an earlier one is computed again then, with the same answer."""
+    short = [0]
+    engine = torch_engine(model, objects, missing=lambda: short[0])
+    asked = request(100, max_tokens=5)
+    first = complete(engine, asked)
+    assert complete(engine, asked).usage.cached_tokens == 99
+    rests = engine.stats().resting_tokens
+    waiting = threading.Thread(target=engine.wait)
+    waiting.start()
+    try:
+        for missing, left in ((1, lambda now: 0 < now < rests), (2**40, lambda now: now == 0)):
+            short[0] = missing
+            deadline = time.monotonic() + 30
+            while not left(engine.stats().resting_tokens):
+                assert time.monotonic() < deadline, "nothing was given back"
+                time.sleep(0.01)
+        short[0] = 0
+        again = complete(engine, asked)
+        assert (again, again.usage.cached_tokens) == (first, 0)
+    finally:
+        engine.close()
+        waiting.join()
+
+
+def test_the_limit_of_what_rests_is_kept(model: CausalDecoder, objects: Path) -> None:
+    """No more places rest than the limits say, and a stretch that is longer does not rest at all."""
+    limits = EngineLimits(context=CONTEXT, token_capacity=8 * CONTEXT, resting=150)
+    engine = torch_engine(model, objects, limits=limits)
+    for seed in range(5):
+        complete(engine, request(50, seed=seed, max_tokens=5))
+        assert 0 < engine.stats().resting_tokens <= 150
+    before = engine.stats().resting_tokens
+    complete(engine, request(200, max_tokens=5))
+    assert engine.stats().resting_tokens == before

@@ -17,6 +17,7 @@ import typer
 from smedje.cli.output import JsonFlag, note, print_json, say, size
 from smedje.domain.catalog import FULL_WEIGHTS_FILE
 from smedje.errors import Conflict, InternalError, InvalidRequest
+from smedje.objects.local_files import lent_folder
 
 FINE_TUNED = "ft:"
 
@@ -56,8 +57,7 @@ def export(
         raise InvalidRequest("An adapter is kept in f32. Leave --type out.", code="invalid_value", param="--type")
     if kind is ExportFormat.GGUF and number_type is NumberType.BF16:
         raise InvalidRequest("gguf takes f32 or f16.", code="invalid_value", param="--type")
-    with tempfile.TemporaryDirectory(prefix="smedje-export-") as scratch:
-        adapter = Path(scratch)
+    with lent_folder(Path(tempfile.gettempdir()), prefix="smedje-export-") as adapter:
         base = _fetch(name, adapter) if tuned else name
         if kind is ExportFormat.ADAPTER and (adapter / FULL_WEIGHTS_FILE).exists():
             raise InvalidRequest(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from smedje.objects.machine import gpu, usable_cores, usable_memory
+from smedje.objects.machine import free_memory, gpu, usable_cores, usable_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,5 @@ class Machine:
 
 def look() -> Machine:
     """This machine, as far as the process's control group lets it be used."""
-    import psutil
-
-    memory = psutil.virtual_memory()
     total = usable_memory()
-    return Machine(cores=usable_cores(), memory_bytes=total, memory_free_bytes=min(memory.available, total), gpu=gpu())
+    return Machine(cores=usable_cores(), memory_bytes=total, memory_free_bytes=min(free_memory(), total), gpu=gpu())

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from smedje.domain.runs import WorkerAnswer, WorkerOrder
 from smedje.executors.base import OURS
 from smedje.objects.identity import start_mark
+from smedje.objects.machine import missing_memory
 
 # A fork takes milliseconds; a machine that swaps takes longer. Whoever answers later is found by its heartbeat.
 ANSWER_SECONDS = 5.0
-# Memory that engines and jobs find free beside a process that only waits, as a share of the machine's.
-FREE_SHARE = 0.15
 
 log = logging.getLogger("smedje.executors")
 
@@ -67,7 +65,7 @@ class WarmWorkers:
             now.waited_since = time.monotonic()
             return
         self.close()
-        if not _short_of_memory():
+        if not missing_memory():
             self._waiting = self._start(model_folder)
 
     def start(self, run_id: str, model_folder: str, *, log: Path) -> dict[str, Any] | None:
@@ -115,7 +113,7 @@ class WarmWorkers:
             return
         if busy:
             now.waited_since = time.monotonic()
-        elif time.monotonic() - now.waited_since > self.idle_seconds or _short_of_memory():
+        elif time.monotonic() - now.waited_since > self.idle_seconds or missing_memory():
             self.close()
 
     def close(self) -> None:
@@ -167,8 +165,3 @@ def _answers(waiting: _Waiting, *, seconds: float) -> list[WorkerAnswer]:
     if any(not answer.run for answer in found):
         waiting.ready = True
     return found
-
-
-def _short_of_memory() -> bool:
-    memory = psutil.virtual_memory()
-    return bool(memory.available < FREE_SHARE * memory.total)

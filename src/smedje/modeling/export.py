@@ -8,7 +8,6 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from smedje.modeling.classifier import load_head
 from smedje.modeling.export_gguf import write_gguf
 from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import merged_state
+from smedje.objects.local_files import lent_folder
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # What the tokenizer and the generation settings of a model folder consist of.
@@ -73,11 +73,10 @@ def export_gguf(base: Path, adapter: Path | None, out: Path, *, dtype: str = "f1
         raise InvalidRequest(f"{out} exists. Name a file that does not.", code="target_not_empty")
     if adapter is not None and load_head(adapter) is not None:
         raise UnsupportedField("GGUF has no place for a classifier's head. Export it as merged.", param="format")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-        merged = Path(folder) / "merged"
+    with lent_folder(out.parent, prefix=".export-") as folder:
+        merged = folder / "merged"
         export_merged(base, adapter, merged)
-        partial = Path(folder) / out.name
+        partial = folder / out.name
         write_gguf(merged, partial, half=dtype == "f16", name=name)
         partial.rename(out)
     (out.parent / "Modelfile").write_text(_modelfile(base, out.name), encoding="utf-8")

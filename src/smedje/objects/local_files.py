@@ -8,10 +8,13 @@ Here the file is flushed before it gets its name and the folder after, so a name
 import contextlib
 import os
 import secrets
-import time
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from smedje.objects.file_lock import try_lock
 
 STAGING = ".staging"
 MOVES = 5
@@ -21,13 +24,18 @@ MOVES = 5
 def staged_file(root: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new empty file on the same file system as `root`, and its path. It is gone afterwards unless it was moved.
 
-    Raises OSError as the operating system does.
+    It is locked while this process lives: `sweep_staging` takes what a killed one left. Raises OSError as the
+    operating system does.
     """
     folder = root / STAGING
     make_folder(folder)
-    # The `#number` ending hides the file from obstore's listings (object_store's own rule for unfinished files).
-    path = folder / f"{secrets.token_hex(16)}#1"
-    file = path.open("xb")
+    while True:
+        # The `#number` ending hides the file from obstore's listings (object_store's own rule for unfinished files).
+        path = folder / f"{secrets.token_hex(16)}#1"
+        file = path.open("xb")
+        if _hold(file.fileno(), path):
+            break
+        file.close()
     try:
         yield file, path
     finally:
@@ -92,15 +100,52 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_staging(root: Path, *, older_than_seconds: float) -> int:
-    """Delete unfinished files that a killed process left behind. Returns how many.
-
-    older_than_seconds: how long nothing may have been written to a file before it counts as left behind.
-    """
+def sweep_staging(root: Path) -> int:
+    """Delete the unfinished files of processes that are gone, at any time and beside any writers. Returns how many."""
     swept = 0
     for path in (root / STAGING).glob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > older_than_seconds:
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            if try_lock(file.fileno()):
                 path.unlink()
                 swept += 1
     return swept
+
+
+@contextlib.contextmanager
+def lent_folder(parent: Path, *, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent` that only this user can enter; gone afterwards, with what it then holds.
+
+    Folders with this prefix whose processes were killed go first. Raises OSError as the operating system does.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _opened(left) as number:
+            if try_lock(number):
+                shutil.rmtree(left, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with _opened(folder) as number:
+            if not _hold(number, folder):
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _hold(number: int, path: Path) -> bool:
+    """Lock what was just made; False when a sweep came in between. Where there are no locks nothing is swept."""
+    try:
+        return try_lock(number) and path.exists()
+    except OSError:
+        return True

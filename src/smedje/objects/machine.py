@@ -3,13 +3,18 @@
 One truth for the server, its workers and `smedje doctor`. Knows Linux control groups; refuses to know what for.
 """
 
+import contextlib
+import ctypes
 import functools
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+# Share of the memory that stays free beside what only waits: a process kept ready, keys and values that rest.
+FREE_SHARE = 0.15
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
@@ -41,6 +46,32 @@ def memory_limit(cgroup: Path = CGROUP) -> int | None:
     return None
 
 
+def free_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes that can be taken now without swapping: of the machine, or what its control group has left, if less."""
+    import psutil
+
+    available, limit = int(psutil.virtual_memory().available), memory_limit(cgroup)
+    used = _words(cgroup / "memory.current", 1) or _words(cgroup / "memory/memory.usage_in_bytes", 1)
+    if limit is None or not used:
+        return available
+    stat = dict(line.split() for line in _lines(cgroup / "memory.stat") or _lines(cgroup / "memory/memory.stat"))
+    # Pages of files that nobody has read lately go when memory is wanted.
+    reclaimable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return max(0, min(available, limit - int(used[0]) + reclaimable))
+
+
+def missing_memory() -> int:
+    """Bytes that are missing for FREE_SHARE of the memory to be free; 0 when it is."""
+    return max(0, int(FREE_SHARE * usable_memory()) - free_memory())
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system, where the C library would keep it for later."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 @functools.cache
 def gpu() -> str | None:
     """The first NVIDIA GPU's name, "NVIDIA" when only its driver shows, None without one."""
@@ -69,9 +100,13 @@ def training_memory(device: str) -> int:
     return usable_memory() if card is None else card
 
 
-def _words(path: Path, count: int) -> tuple[str, ...]:
+def _lines(path: Path) -> list[str]:
     try:
-        words = tuple(path.read_text().split())
+        return path.read_text().splitlines()
     except OSError:
-        return ()
+        return []
+
+
+def _words(path: Path, count: int) -> tuple[str, ...]:
+    words = tuple(" ".join(_lines(path)).split())
     return words if len(words) == count else ()

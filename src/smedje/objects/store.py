@@ -75,19 +75,6 @@ class Objects:
                 file.write(data)
                 settle(file, path, self._root / key, create_only=create_only)
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Store a copy of a file. Raises NotFound when there is no such file; OutOfStorage; Unavailable."""
-        check_key(key)
-        with _explained(str(path)):
-            source = path.open("rb")
-        with source, _explained(key):
-            if self._root is None:
-                obstore.put(self._store, key, source)
-                return
-            with staged_file(self._root) as (file, staged):
-                shutil.copyfileobj(source, file, 1 << 20)
-                settle(file, staged, self._root / key)
-
     @contextlib.contextmanager
     def writer(self, key: str) -> Iterator[ByteSink]:
         """Stream bytes of unknown length into one object, which appears when the block ends.
@@ -204,10 +191,30 @@ class Objects:
             if not target.exists():
                 cache.mkdir(parents=True, exist_ok=True)
                 with staged_file(cache) as (file, path):
-                    for piece in obstore.get(self._store, key).stream():
-                        file.write(piece)
+                    self._fetch(key, file)
                     settle(file, path, target)
         return target
+
+    @contextlib.contextmanager
+    def lent_path(self, key: str, cache: Path) -> Iterator[Path]:
+        """A local file with the object's bytes, only to be read and only within the block.
+
+        On a local disk the object itself; else a copy in `cache`, which goes with the block. Raises as `local_path`.
+        """
+        if self._root is not None:
+            yield self.local_path(key, cache)
+            return
+        check_key(key)
+        with contextlib.ExitStack() as stack:
+            with _explained(key):
+                file, path = stack.enter_context(staged_file(cache))
+                self._fetch(key, file)
+                file.flush()
+            yield path
+
+    def _fetch(self, key: str, file: BinaryIO) -> None:
+        for piece in obstore.get(self._store, key).stream():
+            file.write(piece)
 
     def local_folder(self, prefix: str, cache: Path) -> Path:
         """A local folder with the objects under `prefix` at their relative names, only to be read.
@@ -246,9 +253,9 @@ class Objects:
         """What the names of a key's copies begin with."""
         return _digest(f"{self.url}\n{key}")
 
-    def sweep(self, *, older_than_seconds: float) -> int:
-        """Delete the unfinished writes of killed processes on a local disk; returns how many. Buckets: always 0."""
-        return 0 if self._root is None else sweep_staging(self._root, older_than_seconds=older_than_seconds)
+    def sweep(self, cache: Path) -> int:
+        """Delete what killed processes were writing to a local disk, or fetching into a cache; returns how many."""
+        return sum(sweep_staging(folder) for folder in (self._root, cache) if folder is not None)
 
 
 def _digest(text: str) -> str:

@@ -210,7 +210,7 @@ def sweep(ctx: Context) -> int:
         with suppress(msgspec.DecodeError):
             pending = msgspec.json.decode(ctx.objects.get(found.key), type=_Pending)
             _settle(ctx, found.key.removeprefix(f"{PENDING}/"), pending)
-    return len(left) + len(noted) + ctx.objects.sweep(older_than_seconds=0)
+    return len(left) + len(noted) + ctx.objects.sweep(ctx.home / CACHE)
 
 
 def too_large(limit: int) -> TooLarge:

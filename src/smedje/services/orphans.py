@@ -46,6 +46,11 @@ def collect(ctx: Context) -> int:
     return count
 
 
+def unfinished(ctx: Context) -> int:
+    """Remove what killed workers, engines and servers were writing or fetching; how many files. Safe at any time."""
+    return ctx.objects.sweep(ctx.home / CACHE)
+
+
 def _of_runs(ctx: Context, runs: dict[str, str], adapters: set[str]) -> Iterator[tuple[str, list[ObjectInfo]]]:
     """Prefixes below runs/ that nothing needs: of unknown runs everything; of runs whose job has ended the saved state
     and checkpoints that are not recorded."""

@@ -25,6 +25,7 @@ from smedje.services.comparison import comparison_event
 from smedje.services.context import Context
 from smedje.services.integrations import Trackers, write_integrations
 from smedje.services.job_ends import meter, moved
+from smedje.services.orphans import unfinished
 from smedje.services.prediction import job_memory
 from smedje.services.preflight import Checked, check_job
 from smedje.services.quotas import used_up
@@ -304,6 +305,7 @@ class Scheduler:
         now = self.ctx.seconds()
         if run.state is RunState.RUNNING:
             self.executor.stop(run.handle, grace_seconds=0)
+        unfinished(self.ctx)
         with self.ctx.database.transaction() as tx:
             run_rows.save_run(tx, replace(run, state=RunState.LOST, ended_at=now))
             fruitless = 0
@@ -357,6 +359,7 @@ class Scheduler:
             if late and not gone and run.state is RunState.RUNNING:
                 self.executor.stop(run.handle, grace_seconds=1)
                 gone = True
+                unfinished(self.ctx)
             if folder.read_result() is not None or gone:
                 self._close(run, job)
 

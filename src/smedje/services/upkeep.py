@@ -58,6 +58,7 @@ STEPS: dict[str, tuple[int, Callable[[Context], int]]] = {
     "erasures": (60, erasure.resume),
     "storage": (HOUR, meter_storage),
     "retention": (HOUR, retention.apply_all),
+    "unfinished": (HOUR, orphans.unfinished),
     "deliveries": (DAY, forget_deliveries),
     "orphans": (DAY, orphans.collect),
 }

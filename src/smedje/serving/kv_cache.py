@@ -17,7 +17,7 @@ from smedje.serving.prefixes import BLOCK, PrefixTree
 
 # A stretch grows to twice its size; where the budget forbids that, by this many places.
 STEP = 64
-# Share of the budget that may rest: what rests is memory that nobody waits for.
+# Share of the budget that may rest, at most: what rests is memory that nobody waits for.
 RESTING_SHARE = 0.5
 
 
@@ -29,13 +29,23 @@ def bytes_per_token(shape: DecoderShape, *, dtype: torch.dtype) -> int:
 class KVCache:
     """Places for `capacity` tokens; for each sequence one tensor [2 (k, v), layers, places, kv_heads, head_size].
 
-    held: places of running sequences. resting: places of ended ones. reuse: whether beginnings are shared at all.
+    held: places of running sequences. resting: places of ended ones, never more than half of all, or than
+    `most_resting`. reuse: whether beginnings are shared at all.
     """
 
     def __init__(
-        self, shape: DecoderShape, *, capacity: int, dtype: torch.dtype, device: torch.device, reuse: bool = True
+        self,
+        shape: DecoderShape,
+        *,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        reuse: bool = True,
+        most_resting: int | None = None,
     ) -> None:
         self.capacity = capacity
+        half = int(capacity * RESTING_SHARE)
+        self._most_resting = half if most_resting is None else min(half, most_resting)
         self.held = 0
         self.resting = 0
         self._shape = shape
@@ -102,7 +112,7 @@ class KVCache:
         if old is None:
             return
         places = old.shape[2]
-        if not self.reuse or places > self.capacity * RESTING_SHARE:
+        if not self.reuse or places > self._most_resting:
             self.free(sequence_id)
             return
         del self._stretches[sequence_id]
@@ -111,8 +121,15 @@ class KVCache:
         name = next(self._names)
         self._rests[name] = old
         self._prefixes.rename(sequence_id, name)
-        while self.resting > self.capacity * RESTING_SHARE:
+        while self.resting > self._most_resting:
             self._drop_eldest()
+
+    def give_way(self, size: int) -> bool:
+        """Drop what rests, the longest unused first, until `size` bytes of memory are free of it; whether any was."""
+        before, place = self.resting, bytes_per_token(self._shape, dtype=self._dtype)
+        while self._rests and (before - self.resting) * place < size:
+            self._drop_eldest()
+        return self.resting < before
 
     def extend(self, sequence_id: int, layer: int, *, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [T, kv_heads, head_size] at `start`; returns views of all so far [start + T, ...]."""

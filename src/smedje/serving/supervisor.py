@@ -7,22 +7,23 @@ and stops processes through whatever the caller hands it.
 import asyncio
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from smedje.errors import Unavailable
+from smedje.objects.local_files import lent_folder
 from smedje.serving import client
 from smedje.serving.engine import EngineStats, GenerationRequest, TokenChunk
 
 POLL_SECONDS = 0.05
 # The kernel's limit on a socket's path is 107 bytes on Linux and 103 on macOS.
 MAX_SOCKET_PATH_BYTES = 100
+SOCKETS = "smedje-sockets-"
 
 
 class ProcessStarter(Protocol):
@@ -87,6 +88,7 @@ class EnginePool:
         self._settings = settings
         self._slots: dict[str, _Slot] = {}
         self._folder: Path | None = None
+        self._lent = ExitStack()
         self._starts = itertools.count(1)
         self._stopping: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -150,8 +152,7 @@ class EnginePool:
                 slot.idle.cancel()
             self._retire(slot)
         await asyncio.gather(*self._stopping)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._lent.close()
 
     @contextmanager
     def _in_use(self, slot: _Slot) -> Iterator[None]:
@@ -202,7 +203,7 @@ class EnginePool:
     def _start(self, base_model: str, folder: Path, slot: _Slot) -> None:
         settings = self._settings
         if self._folder is None:
-            self._folder = _private_folder()
+            self._folder = self._lent.enter_context(lent_folder(_socket_parent(settings.cache), prefix=SOCKETS))
         slot.ready = False
         slot.socket = self._folder / f"{next(self._starts)}.sock"
         options: dict[str, object] = {
@@ -252,10 +253,9 @@ def _log_name(base_model: str) -> str:
     return f"engine-{base_model}.log"
 
 
-def _private_folder() -> Path:
-    """A new folder for sockets that only this user can enter, with a path short enough for the kernel."""
-    folder = Path(tempfile.mkdtemp(prefix="smedje-"))
-    if len(os.fsencode(folder / "999999.sock")) > MAX_SOCKET_PATH_BYTES:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="smedje-", dir="/tmp"))
-    return folder
+def _socket_parent(cache: Path) -> Path:
+    """Where a folder for sockets goes: below `cache`, or where that would be too long for the kernel, elsewhere."""
+    for parent in (cache, Path(tempfile.gettempdir())):
+        if len(os.fsencode(parent / f"{SOCKETS}12345678" / "999999.sock")) <= MAX_SOCKET_PATH_BYTES:
+            return parent
+    return Path("/tmp")

@@ -5,8 +5,9 @@ and values lie (kv_cache), the forward pass (runner), the choice of a token (sam
 """
 
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from smedje.domain.conversations import FinishReason
 from smedje.errors import InvalidRequest, Unavailable
 from smedje.modeling.transformer import CausalDecoder
+from smedje.objects.machine import missing_memory, return_memory
 from smedje.serving.adapters import AdapterCache
 from smedje.serving.cores import Cores
 from smedje.serving.engine import (
@@ -34,12 +36,16 @@ from smedje.serving.scheduler import Scheduler
 from smedje.serving.sequence import Chunk, Constraint
 from smedje.serving.sequence import Sequence as TokenSequence
 
+# How often an engine looks whether others need the memory of what rests.
+LOOK_SECONDS = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
     """context: longest sequence in tokens. token_capacity: places for keys and values, at least one whole context.
 
-    reuse: whether prompts take over keys and values of earlier ones that begin alike.
+    reuse: whether prompts take over keys and values of earlier ones that begin alike. resting: places that those of
+    ended sequences may keep, and half of all at most.
     max_batch_tokens: rows of one step, decodes and prompt chunks together; a longer prompt is taken in pieces of this
     size. max_prefill_beside: prompt tokens of a step beside decodes; it bounds how long running completions wait for a
     newcomer. max_sequences: completions that run at once.
@@ -48,6 +54,7 @@ class EngineLimits:
     context: int
     token_capacity: int
     reuse: bool = True
+    resting: int | None = None
     max_batch_tokens: int = 256
     max_prefill_beside: int = 64
     max_sequences: int = 32
@@ -61,7 +68,7 @@ class TorchEngine:
     """An Engine. `add` and `cancel` leave notes for the next step to read; the rest belongs to the step's thread.
 
     grammars: what compiles the grammars of requests; without it requests with one are refused. numbers: what the
-    model's weights are in, for `stats` to tell.
+    model's weights are in, for `stats` to tell. missing: bytes of memory that the machine is short of.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class TorchEngine:
         *,
         grammars: Grammars | None = None,
         numbers: str = "fp32",
+        missing: Callable[[], int] = missing_memory,
     ) -> None:
         weight = model.weight(model.slots[0].site)
         self._limits = limits
@@ -85,7 +93,10 @@ class TorchEngine:
             dtype=model.rows,
             device=weight.device,
             reuse=limits.reuse,
+            most_resting=limits.resting,
         )
+        self._missing = missing
+        self._look_at = 0.0
         self._runner = Runner(model, self._cache, adapters, device=weight.device)
         self._sampler = Sampler()
         self._reentrant = model.reentrant
@@ -129,9 +140,22 @@ class TorchEngine:
 
     def wait(self) -> bool:
         """See Engine.wait."""
-        with self._notes:
-            self._notes.wait_for(lambda: self._closed or self._arrived or self._cancelled or self._scheduler.busy)
-            return not self._closed
+        while True:
+            self._give_way()
+            with self._notes:
+                if self._notes.wait_for(self._called, timeout=LOOK_SECONDS if self._cache.resting else None):
+                    return not self._closed
+
+    def _called(self) -> bool:
+        return bool(self._closed or self._arrived or self._cancelled or self._scheduler.busy)
+
+    def _give_way(self) -> None:
+        """Drop what rests when the machine is short of memory; looks at most once a second."""
+        if not self._cache.resting or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        if (missing := self._missing()) and self._cache.give_way(missing):
+            return_memory()
 
     def step(self) -> list[Delivery]:
         """See Engine.step."""

@@ -6,7 +6,6 @@ may know. An adapter is known to it by its prefix in object storage, whose conte
 
 import asyncio
 import json
-import tempfile
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx2
 
 from smedje.domain.catalog import LABELS_FILE
 from smedje.errors import InvalidRequest, NotFound
+from smedje.objects.local_files import lent_folder
 from smedje.objects.store import Objects
 from smedje.serving.vllm_wire import read_event
 
@@ -31,7 +31,6 @@ def write_neutral(folder: Path, *, inputs: int, outputs: int) -> Path:
     """
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     shapes = {"lora_A": (1, inputs), "lora_B": (outputs, 1)}
     header, offset = {}, 0
     for part, (rows, columns) in shapes.items():
@@ -42,8 +41,8 @@ def write_neutral(folder: Path, *, inputs: int, outputs: int) -> Path:
     text = json.dumps(header).encode()
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["o_proj"], "layers_to_transform": [0]}
     # It appears in one go: engines of models of one size may start together.
-    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-        half = Path(made, "half")
+    with lent_folder(folder.parent, prefix="new-neutral-") as made:
+        half = made / "half"
         half.mkdir()
         (half / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(offset))
         (half / "adapter_config.json").write_text(json.dumps(config))

@@ -8,13 +8,13 @@ import asyncio
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from smedje.errors import SmedjeError, Unavailable
 from smedje.modeling.config import read_decoder_config, read_raw_config, why_not_owned
+from smedje.objects.local_files import lent_folder
 from smedje.objects.machine import gpu
 from smedje.objects.store import Objects, open_objects
 from smedje.serving.process import WorkerOptions, option_parser, told_to_end
@@ -91,8 +91,7 @@ def model_folder(options: WorkerOptions, objects: Objects) -> Iterator[Path]:
         yield options.model_folder
         return
     weights = objects.local_folder(options.weights, options.cache)
-    with tempfile.TemporaryDirectory(prefix="smedje-vllm-") as temporary:
-        folder = Path(temporary)
+    with lent_folder(options.cache, prefix="vllm-model-") as folder:
         rest = (path for path in options.model_folder.iterdir() if ".safetensors" not in path.name)
         for path in (*rest, *weights.glob("*.safetensors*")):
             (folder / path.name).symlink_to(path.resolve())

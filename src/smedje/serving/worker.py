@@ -8,10 +8,10 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-import psutil
 import torch
 
 from smedje.modeling.transformer import CausalDecoder, Decoder
+from smedje.objects.machine import free_memory, usable_memory
 from smedje.objects.store import open_objects
 from smedje.serving.adapters import AdapterCache
 from smedje.serving.grammar import Grammars
@@ -25,6 +25,8 @@ MAX_SEQUENCES = 32
 MAX_ADAPTERS = 32
 # Share of the memory that is free after loading that keys and values may take.
 CACHE_SHARE = 0.5
+# Share of the machine's memory that keys and values of ended completions may keep.
+RESTING_SHARE = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +59,11 @@ def limits_for(model: CausalDecoder) -> EngineLimits:
     context = model.shape.max_positions
     if isinstance(model, Decoder) and model.config.rope.kind == "longrope" and model.regime == "short":
         context = min(context, model.config.rope.original_positions)
-    budget = int(psutil.virtual_memory().available * CACHE_SHARE) // bytes_per_token(model.shape, dtype=torch.float32)
+    budget = int(free_memory() * CACHE_SHARE) // bytes_per_token(model.shape, dtype=torch.float32)
     return EngineLimits(
         context=max(1, min(context, budget)),
         token_capacity=max(1, min(context * MAX_SEQUENCES, budget)),
+        resting=int(usable_memory() * RESTING_SHARE) // bytes_per_token(model.shape, dtype=model.rows),
         max_sequences=MAX_SEQUENCES,
     )
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import safetensors.torch
@@ -21,9 +20,12 @@ from smedje.errors import NotFound
 from smedje.modeling.adapter import adapter_files
 from smedje.modeling.classifier import head_files
 from smedje.objects.run_folder import RunFolder
-from smedje.objects.store import Objects
+from smedje.objects.store import ByteSink, Objects
 from smedje.training.full import write_tensors
 from smedje.training.loop import Best, State
+
+# One file of a folder: its bytes, or the tensors of a safetensors file that is never whole in memory.
+Content = bytes | Mapping[str, torch.Tensor]
 
 KEEP_STATES = 2
 MANIFEST = "manifest.json"
@@ -39,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     step: int
     trained_tokens: int
-    files: dict[str, str]
+    files: dict[str, str] = {}
     metrics: dict[str, float] = {}
     best_step: int = 0
     best_loss: float | None = None
@@ -48,13 +50,33 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seal: str = ""
 
 
-def _publish(objects: Objects, prefix: str, files: Mapping[str, bytes | Path], manifest: Manifest) -> None:
-    for name, content in files.items():
-        if isinstance(content, Path):
-            objects.put_file(f"{prefix}/{name}", content)
-        else:
-            objects.put(f"{prefix}/{name}", content)
+class _Hashed:
+    """A sink that passes bytes on and knows their SHA-256."""
+
+    def __init__(self, out: ByteSink) -> None:
+        self._out = out
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self.sha256.update(data)
+        self._out.write(data)
+
+
+def _publish(objects: Objects, prefix: str, files: Mapping[str, Content], manifest: Manifest) -> None:
+    """Write the files, then the manifest with their digests and its seal."""
+    digests = {name: _put(objects, f"{prefix}/{name}", content) for name, content in files.items()}
+    manifest = msgspec.structs.replace(manifest, files=digests)
     objects.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(msgspec.structs.replace(manifest, seal=_seal(manifest))))
+
+
+def _put(objects: Objects, key: str, content: Content) -> str:
+    if isinstance(content, bytes):
+        objects.put(key, content)
+        return hashlib.sha256(content).hexdigest()
+    with objects.writer(key) as out:
+        hashed = _Hashed(out)
+        write_tensors(hashed, content)
+    return hashed.sha256.hexdigest()
 
 
 def _seal(manifest: Manifest) -> str:
@@ -72,14 +94,8 @@ def _read_manifest(objects: Objects, folder: RunFolder, key: str) -> Manifest:
     return manifest
 
 
-def _digests(files: Mapping[str, bytes | Path]) -> dict[str, str]:
-    return {name: _digest(content) for name, content in files.items()}
-
-
-def _digest(content: bytes | Path) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as stream:
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -92,29 +108,19 @@ def save_state(objects: Objects, folder: RunFolder, state: State) -> None:
             if value is not None:
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().contiguous()
     best = state.best
-    with TemporaryDirectory(prefix="smedje-state-") as scratch:
-        files = {STATE_FILE: _packed(state, tensors, Path(scratch) / STATE_FILE)}
-        manifest = Manifest(
-            step=state.step,
-            trained_tokens=state.trained_tokens,
-            files=_digests(files),
-            best_step=best.step,
-            best_loss=best.loss if math.isfinite(best.loss) else None,
-            best_since=best.since,
-            run=folder.run_id,
-        )
-        _publish(objects, folder.state_prefix(state.step), files, manifest)
+    # An adapter's are packed in memory.
+    packed = tensors if state.lora is None else safetensors.torch.save(tensors)
+    manifest = Manifest(
+        step=state.step,
+        trained_tokens=state.trained_tokens,
+        best_step=best.step,
+        best_loss=best.loss if math.isfinite(best.loss) else None,
+        best_since=best.since,
+        run=folder.run_id,
+    )
+    _publish(objects, folder.state_prefix(state.step), {STATE_FILE: packed}, manifest)
     for step in saved_steps(objects, folder)[:-KEEP_STATES]:
         objects.delete_prefix(folder.state_prefix(step))
-
-
-def _packed(state: State, tensors: Mapping[str, torch.Tensor], path: Path) -> bytes | Path:
-    """The tensors as a safetensors file: an adapter's in memory, those of a whole model on disk."""
-    if state.lora is not None:
-        packed: bytes = safetensors.torch.save(dict(tensors))
-        return packed
-    write_tensors(path, tensors)
-    return path
 
 
 def saved_steps(objects: Objects, folder: RunFolder) -> list[int]:
@@ -129,15 +135,14 @@ def saved_steps(objects: Objects, folder: RunFolder) -> list[int]:
     return sorted(steps)
 
 
-def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> None:
-    """Put the saved state of `step` into `state`.
+def load_state(objects: Objects, folder: RunFolder, step: int, state: State, *, cache: Path) -> None:
+    """Put the saved state of `step` into `state`. From a bucket it is fetched into the folder `cache` for the moment.
 
     Raises NotFound when the folder is incomplete or a digest does not match its manifest.
     """
     prefix = folder.state_prefix(step)
     manifest = _read_manifest(objects, folder, f"{prefix}/{MANIFEST}")
-    with TemporaryDirectory(prefix="smedje-state-") as scratch:
-        saved = objects.local_path(f"{prefix}/{STATE_FILE}", Path(scratch))
+    with objects.lent_path(f"{prefix}/{STATE_FILE}", cache) as saved:
         if _digest(saved) != manifest.files[STATE_FILE]:
             raise NotFound(f"The saved state of step {step} is damaged: its SHA-256 differs from the manifest's.")
         tensors = safetensors.torch.load_file(saved)
@@ -156,11 +161,11 @@ def load_state(objects: Objects, folder: RunFolder, step: int, state: State) -> 
     state.best = Best(step=manifest.best_step, loss=loss, since=manifest.best_since)
 
 
-def load_latest_state(objects: Objects, folder: RunFolder, state: State) -> bool:
+def load_latest_state(objects: Objects, folder: RunFolder, state: State, *, cache: Path) -> bool:
     """Load the newest whole state of a run; falls back to the one before a damaged one. False when there is none."""
     for step in reversed(saved_steps(objects, folder)):
         try:
-            load_state(objects, folder, step, state)
+            load_state(objects, folder, step, state, cache=cache)
         except NotFound:
             continue
         return True
@@ -181,21 +186,13 @@ def save_checkpoint(
     labels: a classifier's label names, in the order of its head's rows.
     """
     prefix = folder.checkpoint_prefix(state.step)
-    with TemporaryDirectory(prefix="smedje-checkpoint-") as scratch:
-        files: dict[str, bytes | Path] = {}
-        if state.lora is None:
-            files[FULL_WEIGHTS_FILE] = Path(scratch) / FULL_WEIGHTS_FILE
-            write_tensors(Path(scratch) / FULL_WEIGHTS_FILE, state.decoder.export_state())
-        else:
-            files |= adapter_files(state.lora.weights(), state.lora.config, base_model)
-        if state.head is not None:
-            files |= head_files(state.head, labels)
-        manifest = Manifest(
-            step=state.step,
-            trained_tokens=state.trained_tokens,
-            files=_digests(files),
-            metrics=dict(metrics),
-            run=folder.run_id,
-        )
-        _publish(objects, prefix, files, manifest)
+    files: dict[str, Content] = {}
+    if state.lora is None:
+        files[FULL_WEIGHTS_FILE] = state.decoder.export_state()
+    else:
+        files |= adapter_files(state.lora.weights(), state.lora.config, base_model)
+    if state.head is not None:
+        files |= head_files(state.head, labels)
+    manifest = Manifest(step=state.step, trained_tokens=state.trained_tokens, metrics=dict(metrics), run=folder.run_id)
+    _publish(objects, prefix, files, manifest)
     return prefix

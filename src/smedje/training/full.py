@@ -17,7 +17,7 @@ from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import merge_into
 from smedje.modeling.tensor_file import TensorWriter
 from smedje.modeling.transformer import CausalDecoder, Decoder
-from smedje.objects.store import Objects
+from smedje.objects.store import ByteSink, Objects
 from smedje.training.loop import State
 from smedje.training.optimizer import make_optimizer
 from smedje.training.spec import TrainingSpec
@@ -56,9 +56,9 @@ def full_state(spec: TrainingSpec, decoder: CausalDecoder) -> State:
     )
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write fp32 tensors into a safetensors file, one after another, so that no copy of them all is in memory."""
+def write_tensors(out: ByteSink, tensors: Mapping[str, Tensor]) -> None:
+    """Write fp32 tensors as a safetensors file, one after another, so that no copy of them all is in memory."""
     plain = {name: tensor.detach() for name, tensor in tensors.items()}
-    with TensorWriter(path, {name: tuple(tensor.shape) for name, tensor in plain.items()}) as out:
+    with TensorWriter(out, {name: tuple(tensor.shape) for name, tensor in plain.items()}) as file:
         for name, tensor in plain.items():
-            out.write(name, tensor.to("cpu", torch.float32).contiguous().numpy())
+            file.write(name, tensor.to("cpu", torch.float32).contiguous().numpy())

@@ -83,7 +83,7 @@ def prepare(
         cores=_cores(spec, state),
     )
     for run_id in spec.earlier_runs:
-        if load_latest_state(objects, RunFolder(objects, run_id), state):
+        if load_latest_state(objects, RunFolder(objects, run_id), state, cache=cache):
             break
     return job, state
 

