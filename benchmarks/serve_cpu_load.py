@@ -1,7 +1,8 @@
 """The clients of benchmarks/serve_cpu.py: what they ask over HTTP, for how long, and what they saw.
 
 Knows OpenAI's chat route alone, so every server is asked the same. Each client asks one completion after another,
-streamed and greedy, until the time is up; what runs then is let finish, and tokens that come later are not counted.
+streamed and greedy, until the time is up; what runs then may go on for as long again, for its first token's sake, and
+is dropped after it. Tokens that come later are not counted.
 """
 
 import asyncio
@@ -63,9 +64,10 @@ def workloads(server: Server, tokens: int) -> dict[str, Workload]:
 
 def measured(server: Server, workload: Workload, *, clients: int, seconds: float) -> dict[str, Any]:
     """Tokens a second of all clients together, medians in milliseconds, memory of the server's processes."""
-    asyncio.run(_ask_all(server, replace(workload, tokens=4), clients=1, until=0.0))  # the engine is awake from here on
+    # The engine is awake from here on.
+    asyncio.run(_ask_all(server, replace(workload, tokens=4), clients=1, until=0.0, patience=600.0))
     began = time.perf_counter()
-    seen = asyncio.run(_ask_all(server, workload, clients=clients, until=began + seconds))
+    seen = asyncio.run(_ask_all(server, workload, clients=clients, until=began + seconds, patience=seconds))
     return {
         "tokens_per_second": round(sum(moment <= began + seconds for moment in seen.moments) / seconds, 1),
         "first_token_ms": _median_ms(seen.first),
@@ -111,10 +113,17 @@ def _first(server: Server, model: str, messages: Sequence[dict[str, str]]) -> fl
     return seen.first[0] if seen.first else float("nan")
 
 
-async def _ask_all(server: Server, workload: Workload, *, clients: int, until: float) -> Seen:
+async def _ask_all(server: Server, workload: Workload, *, clients: int, until: float, patience: float) -> Seen:
     seen = Seen()
     async with _http(server) as http:
-        await asyncio.gather(*(_client(http, workload, seen, number, until) for number in range(clients)))
+        asking = [asyncio.create_task(_client(http, workload, seen, number, until)) for number in range(clients)]
+        left = max(0.0, until - time.perf_counter()) + patience
+        done, running = await asyncio.wait(asking, timeout=left)
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for one in done:
+            one.result()
     return seen
 
 
