@@ -9,6 +9,7 @@ half precision, and plain matrix products elsewhere.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,13 +64,26 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = No
     return merge(*before, *within)[0]
 
 
-def decode_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+class Beginning(NamedTuple):
+    """Keys and values [1, Hk, T, D] that some rows see before their own; a row has one beginning at most."""
+
+    rows: slice | Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def decode_attention(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], beginnings: Sequence[Beginning] = ()
+) -> Tensor:
     """One row of each of several sequences over its own keys: q [R, Hq, D], R keys, values [1, Hk, T, D] -> [R, Hq, D].
 
-    What cached_attention gives for each row, in fewer steps between the kernels.
+    What cached_attention gives for each row, in fewer steps between the kernels. beginnings: on CPUs, what comes before
+    those keys in some rows; all rows of a beginning are one call, so that it is read once (cascade attention, Ye et al.
+    2024; Hydragen, arXiv:2402.05099).
     """
     rows = torch.split(q.unsqueeze(2), 1)
     if q.device.type != "cpu":
+        assert not beginnings, "other devices read each row's keys on their own"
         parts = (part.squeeze(2) for part in rows)
         seen = zip(keys, values, strict=True)
         return torch.cat(
@@ -80,7 +94,14 @@ def decode_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
         )
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     with one_core():
-        return torch.cat([flash(*each)[0] for each in zip(rows, keys, values, strict=True)]).squeeze(2)
+        own = [flash(*each) for each in zip(rows, keys, values, strict=True)]
+        out = torch.cat([part for part, _ in own]).squeeze(2)
+        if beginnings:
+            lse = torch.cat([part for _, part in own]).squeeze(2)
+        for some, k, v in beginnings:
+            shared, shared_lse = flash(q[some].transpose(0, 1)[None], k, v)
+            out[some], _ = merge(out[some], lse[some], shared[0].transpose(0, 1), shared_lse[0].transpose(0, 1))
+    return out
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, window: int | None = None) -> Tensor:

@@ -8,11 +8,13 @@ stretch grows, the old and the new one stand side by side for the moment of the 
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smedje.modeling.config import DecoderShape
+from smedje.serving.descent import Descent, clipped, computed_by
 from smedje.serving.prefixes import BLOCK, PrefixTree
 
 # A stretch grows to twice its size; where the budget forbids that, by this many places.
@@ -26,8 +28,20 @@ def bytes_per_token(shape: DecoderShape, *, dtype: torch.dtype) -> int:
     return 2 * shape.layers * shape.kv_heads * shape.head_size * dtype.itemsize
 
 
+@dataclass
+class _Stretch:
+    """memory: [2 (k, v), layers, places, kv_heads, head_size]. descent: who computed what is in it."""
+
+    memory: Tensor
+    descent: Descent
+
+    @property
+    def places(self) -> int:
+        return self.memory.shape[2]
+
+
 class KVCache:
-    """Places for `capacity` tokens; for each sequence one tensor [2 (k, v), layers, places, kv_heads, head_size].
+    """Places for `capacity` tokens; a stretch for each sequence.
 
     held: places of running sequences. resting: places of ended ones, never more than half of all, or than
     `most_resting`. reuse: whether beginnings are shared at all.
@@ -50,17 +64,18 @@ class KVCache:
         self.resting = 0
         self._shape = shape
         self._dtype = dtype
-        self._device = device
+        self.device = device
         self.reuse = reuse
-        self._stretches: dict[int, Tensor] = {}
-        self._rests: OrderedDict[int, Tensor] = OrderedDict()
+        self._stretches: dict[int, _Stretch] = {}
+        self._rests: OrderedDict[int, _Stretch] = OrderedDict()
         self._names = itertools.count(-1, -1)
+        self._origins = itertools.count()
         self._prefixes = PrefixTree()
 
     def reserve(self, sequence_id: int, *, tokens: int, limit: int) -> bool:
         """Make sure of places for `tokens`, with room to grow but never above `limit`. False when over the budget."""
         old = self._stretches.get(sequence_id)
-        places = 0 if old is None else old.shape[2]
+        places = 0 if old is None else old.places
         if tokens <= places:
             return True
         free = self.capacity - self.held + places
@@ -72,10 +87,12 @@ class KVCache:
         self._wake(granted - places)
         shape = self._shape
         size = (2, shape.layers, granted, shape.kv_heads, shape.head_size)
-        new = torch.empty(size, dtype=self._dtype, device=self._device)
-        if old is not None:
-            new[:, :, :places] = old
-        self._stretches[sequence_id] = new
+        new = torch.empty(size, dtype=self._dtype, device=self.device)
+        if old is None:
+            self._stretches[sequence_id] = _Stretch(new, computed_by(next(self._origins)))
+        else:
+            new[:, :, :places] = old.memory
+            old.memory = new
         self.held += granted - places
         return True
 
@@ -91,7 +108,9 @@ class KVCache:
         owner, count = self._prefixes.find(adapter, tokens)
         if count:
             source = self._rests[owner] if owner in self._rests else self._stretches[owner]
-            self._stretches[sequence_id][:, :, :count] = source[:, :, :count]
+            stretch = self._stretches[sequence_id]
+            stretch.memory[:, :, :count] = source.memory[:, :, :count]
+            stretch.descent = clipped(source.descent, count) + stretch.descent[-1:]
         return count
 
     def learn(self, sequence_id: int, adapter: str | None, tokens: Sequence[int], count: int) -> None:
@@ -103,7 +122,7 @@ class KVCache:
         """Give a sequence's places back at once; an unknown id is no error."""
         old = self._stretches.pop(sequence_id, None)
         if old is not None:
-            self.held -= old.shape[2]
+            self.held -= old.places
             self._prefixes.remove(sequence_id)
 
     def rest(self, sequence_id: int) -> None:
@@ -111,7 +130,7 @@ class KVCache:
         old = self._stretches.get(sequence_id)
         if old is None:
             return
-        places = old.shape[2]
+        places = old.places
         if not self.reuse or places > self._most_resting:
             self.free(sequence_id)
             return
@@ -133,19 +152,26 @@ class KVCache:
 
     def extend(self, sequence_id: int, layer: int, *, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [T, kv_heads, head_size] at `start`; returns views of all so far [start + T, ...]."""
-        stretch = self._stretches[sequence_id]
+        memory = self._stretches[sequence_id].memory
         end = start + k.shape[0]
-        keys, values = stretch[0, layer, :end], stretch[1, layer, :end]
+        keys, values = memory[0, layer, :end], memory[1, layer, :end]
         keys[start:] = k
         values[start:] = v
         return keys, values
 
-    def decode_views(self, sequence_id: int, place: int) -> tuple[Sequence[Tensor], ...]:
-        """For each layer where a token at `place` is written, and all that it sees: its key and value
-        [kv_heads, head_size], then the keys and the values up to it [1, kv_heads, place + 1, head_size]."""
-        stretch = self._stretches[sequence_id]
-        (key, value), (keys, values) = stretch[:, :, place], stretch[:, :, : place + 1].transpose(2, 3)
-        return key.unbind(), value.unbind(), keys.split(1), values.split(1)
+    def places(self, sequence_id: int, place: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """For each layer where a token's key is written, and where its value [kv_heads, head_size]."""
+        key, value = self._stretches[sequence_id].memory[:, :, place]
+        return key.unbind(), value.unbind()
+
+    def held_between(self, sequence_id: int, start: int, stop: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """For each layer the keys and the values of these places [1, kv_heads, stop - start, head_size]."""
+        keys, values = self._stretches[sequence_id].memory[:, :, start:stop].transpose(2, 3)
+        return keys.split(1), values.split(1)
+
+    def descent(self, sequence_id: int, count: int) -> Descent:
+        """Who computed the sequence's first `count` keys and values."""
+        return clipped(self._stretches[sequence_id].descent, count)
 
     def _wake(self, places: int) -> None:
         """Drop what rests, the longest unused first, until so many more places can be held."""
@@ -154,7 +180,7 @@ class KVCache:
 
     def _drop_eldest(self) -> None:
         name, stretch = self._rests.popitem(last=False)
-        self.resting -= stretch.shape[2]
+        self.resting -= stretch.places
         self._prefixes.remove(name)
 
 

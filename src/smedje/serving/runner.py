@@ -1,6 +1,6 @@
 """Runs the model on a step's chunks: one flat stream in, the logits of the chunks' last rows out.
 
-Knows how rows, caches and adapters meet; knows nothing of who is scheduled and which token is chosen.
+Knows how rows and adapters meet; knows nothing of who is scheduled and which token is chosen.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from smedje.modeling.attention import cached_attention, decode_attention
 from smedje.modeling.served_adapters import SegmentedLora
-from smedje.modeling.transformer import Attend, CausalDecoder
+from smedje.modeling.transformer import CausalDecoder
 from smedje.serving.adapters import AdapterCache
+from smedje.serving.attend import attention
 from smedje.serving.kv_cache import KVCache
 from smedje.serving.sequence import Chunk
 
@@ -60,18 +60,12 @@ class Runner:
         hidden = self._model.forward(
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
-            self._attention(chunks),
+            attention(self._cache, chunks, self._model.shape.windows),
             self._adapted_rows(chunks, ends),
         )
         last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         rows = hidden[last]
         return self._with_labels(self._model.head(rows), rows, [chunk for chunk in chunks if chunk.samples])
-
-    def _attention(self, chunks: Sequence[Chunk]) -> Attend:
-        windows = self._model.shape.windows
-        if all(chunk.count == 1 for chunk in chunks):
-            return _DecodedRows(self._cache, chunks, windows)
-        return _CachedRows(self._cache, chunks, windows)
 
     def _with_labels(self, logits: Tensor, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         """The logits, with those of labels first and nothing else likely in the rows of classifiers."""
@@ -105,39 +99,3 @@ def halves(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         streams[emptier].append(chunk)
         costs[emptier] += DECODE_COST if chunk.count == 1 else chunk.count
     return streams
-
-
-class _CachedRows:
-    """An Attend: each chunk's rows see their own sequence, as far as it is in the cache."""
-
-    def __init__(self, cache: KVCache, chunks: Sequence[Chunk], windows: Sequence[int | None]) -> None:
-        self._cache = cache
-        self._chunks = chunks
-        self._windows = windows
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed = torch.empty_like(q)
-        first = 0
-        for chunk in self._chunks:
-            rows = slice(first, first + chunk.count)
-            keys, values = self._cache.extend(chunk.sequence.id, layer, start=chunk.start, k=k[rows], v=v[rows])
-            mixed[rows] = cached_attention(q[rows], keys, values, window=self._windows[layer])
-            first += chunk.count
-        return mixed
-
-
-class _DecodedRows:
-    """An Attend like _CachedRows for one row of each sequence: what all layers look at is laid out before the first."""
-
-    def __init__(self, cache: KVCache, chunks: Sequence[Chunk], windows: Sequence[int | None]) -> None:
-        views = [cache.decode_views(chunk.sequence.id, chunk.start) for chunk in chunks]
-        keys, values, self._keys, self._values = (tuple(zip(*kind, strict=True)) for kind in zip(*views, strict=True))
-        self._places = [(*both[0], *both[1]) for both in zip(keys, values, strict=True)]
-        self._windows = windows
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        torch._foreach_copy_(self._places[layer], (*k.unbind(), *v.unbind()))
-        keys, values, window = self._keys[layer], self._values[layer], self._windows[layer]
-        if window is not None:
-            keys, values = (tuple(one[:, :, -window:] for one in kind) for kind in (keys, values))
-        return decode_attention(q, keys, values)
