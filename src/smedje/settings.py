@@ -22,6 +22,7 @@ CHOICES = {
     f"{PREFIX}DEVICE": ("auto", "cpu", "cuda"),
     f"{PREFIX}ENGINE": ("torch", "vllm"),
     f"{PREFIX}SERVING_WEIGHTS": ("fp32", "bf16", "int8"),
+    f"{PREFIX}SERVING_MERGED": ("auto", "off"),
 }
 
 
@@ -33,12 +34,15 @@ class ServingSettings:
     engine_idle_seconds: an engine without requests for this long is stopped.
     serving_weights: what our own engine holds base models in: `fp32`, exact, or, for models that pass a check of
     what they say, `bf16` (half the size, quickest for many) or `int8` (a quarter, quickest for one).
+    serving_merged: `auto` lets our own engine put an adapter that is asked alone into a copy of the weights, for which
+    memory must be free; `off` never.
     vllm: vLLM's program, a path or a name on PATH. vllm_options: further options for `vllm serve`, as in a shell.
     """
 
     engine: str = "torch"
     engine_idle_seconds: int = 900
     serving_weights: str = "fp32"
+    serving_merged: str = "auto"
     vllm: str = "vllm"
     vllm_options: str = ""
 

@@ -203,7 +203,9 @@ def _engine_settings(settings: Settings) -> EngineSettings:
         env=worker_environment(os.environ, objects_url=settings.objects_url),
     )
     if settings.serving.engine == "torch":
-        return replace(plain, command=(*plain.command, "--numbers", settings.serving.serving_weights))
+        serving = settings.serving
+        options = ("--numbers", serving.serving_weights, "--merged", serving.serving_merged)
+        return replace(plain, command=(*plain.command, *options))
     return _with_vllm(plain, settings.serving)
 
 

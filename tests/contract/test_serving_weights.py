@@ -51,3 +51,13 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         wiring._engine_settings(
             load_settings({**home, "SMEDJE_SERVING_WEIGHTS": "int8", "SMEDJE_ENGINE": "vllm", "SMEDJE_VLLM": "true"})
         )
+
+
+def test_merging_is_what_the_setting_says(tmp_path: Path) -> None:
+    """The engine's command tells it, `auto` where nothing is set; other words are refused."""
+    home = {"SMEDJE_HOME": str(tmp_path)}
+    for environ, word in ((home, "auto"), ({**home, "SMEDJE_SERVING_MERGED": "off"}, "off")):
+        command = wiring._engine_settings(load_settings(environ)).command
+        assert command[command.index("--merged") + 1] == word
+    with pytest.raises(InvalidRequest, match="one of auto, off"):
+        load_settings({**home, "SMEDJE_SERVING_MERGED": "always"})

@@ -108,6 +108,19 @@ class ServedAdapter:
         self._read = {}
 
 
+@torch.no_grad()
+def put_into(decoder: CausalDecoder, adapter: ServedAdapter) -> None:
+    """Add the adapter to a decoder's plain weights in place: W + B A, with DoRA the gains times W first.
+
+    The decoder then says without it what the one that the adapter was made for says with it, to rounding.
+    """
+    for site, (down, up) in adapter.factors.items():
+        weight = decoder.weight(site)
+        if site in adapter.gains:
+            weight.mul_(adapter.gains[site][0][:, None])
+        weight.addmm_(up.T, down.T)
+
+
 class AdapterBank:
     """Places for adapters whose factors have equal shapes, so that one batched product serves rows of several.
 

@@ -238,6 +238,16 @@ class Decoder(nn.Module):
         # A product's result is rounded to its operands' type, and logits rounded to bf16 would tie.
         self.output = _for_inference(output.to(self.numbers.rows), int8=int8)
 
+    @torch.no_grad()
+    def pack_beside(self, resident: "Decoder") -> None:
+        """`pack` a variant of a packed decoder that differs in its linears alone; the other weights are shared."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.pack(int8=False)
+        self.embedding, self.norm = resident.embedding, resident.norm
+        del self.output
+        self.output = resident.output
+
     def export_state(self) -> dict[str, Tensor]:
         """Every tensor under its Hugging Face name, as views; q, k, v and gate, up apart where the files are."""
         assert isinstance(self.output, nn.Parameter), "packed weights cannot be read back"

@@ -81,6 +81,7 @@ class Meters:
                 ("reused_tokens", stats.reused_tokens),
                 ("generated_tokens", stats.generated_tokens),
                 ("preemptions", stats.preemptions),
+                ("merged_steps", stats.merged_steps),
                 ("int8_weights", int(stats.numbers == "int8")),
                 ("bf16_weights", int(stats.numbers == "bf16")),
             ):

@@ -82,6 +82,11 @@ class AdapterCache:
         assert adapter is not None, "acquire comes before get"
         return adapter
 
+    def holds(self, key: str, adapter: ServedAdapter) -> bool:
+        """Whether this very adapter is still the one that is loaded."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.adapter is adapter
+
     def order(self, key: str | None) -> tuple[int, int, str]:
         """What rows should be sorted by: those of adapters that lie beside each other become neighbours."""
         adapter = None if key is None else self.get(key)

@@ -82,6 +82,7 @@ class EngineStats:
     cached_tokens: of running requests. resting_tokens: of ended ones, kept for prompts with the same beginning.
     reused_tokens: prompt tokens that were not computed again, since the start. preemptions: times that a running
     request lost its places to an older one, since the start. numbers: what the base model's weights are served in.
+    merged_steps: steps that weights with the adapter of all their rows in them computed, since the start.
     """
 
     running: int
@@ -94,6 +95,7 @@ class EngineStats:
     reused_tokens: int = 0
     preemptions: int = 0
     numbers: str = "fp32"
+    merged_steps: int = 0
 
 
 class Engine(Protocol):

@@ -35,33 +35,34 @@ class Runner:
         half = max(1, torch.get_num_threads() // 2)
         self._beside = ThreadPoolExecutor(1, "stream", torch.set_num_threads, (half,))
 
-    def run_all(self, streams: Sequence[Sequence[Chunk]]) -> list[Tensor]:
+    def run_all(self, streams: Sequence[Sequence[Chunk]], merged: CausalDecoder | None = None) -> list[Tensor]:
         """`run` of one stream, or of two side by side, the second on a thread of its own."""
         if len(streams) == 1:
-            return [self.run(streams[0])]
+            return [self.run(streams[0], merged)]
         first, second = streams
-        beside = self._beside.submit(self.run, second)
+        beside = self._beside.submit(self.run, second, merged)
         try:
-            return [self.run(first), beside.result()]
+            return [self.run(first, merged), beside.result()]
         finally:
             beside.exception()  # whatever happens, nothing runs on after the step
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+    def run(self, chunks: Sequence[Chunk], merged: CausalDecoder | None = None) -> Tensor:
         """Write the chunks' keys and values; logits [R, V] for the R chunks that sample, in their order.
 
         A classifier's row has its K labels' logits first, where K may be more than V.
 
-        Chunks of one adapter should be neighbours: their rows are then one slice of the stream.
+        Chunks of one adapter should be neighbours: their rows are then one slice of the stream. merged: the model with
+        the adapter of all of them in its weights already.
         """
         tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.start + chunk.count)]
         ends = list(accumulate(chunk.count for chunk in chunks))
-        hidden = self._model.forward(
+        hidden = (merged or self._model).forward(
             torch.tensor(tokens, device=self._device),
             torch.tensor(positions, device=self._device),
             attention(self._cache, chunks, self._model.shape.windows),
-            self._adapted_rows(chunks, ends),
+            None if merged else self._adapted_rows(chunks, ends),
         )
         last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         rows = hidden[last]

@@ -30,6 +30,7 @@ from smedje.serving.engine import (
 )
 from smedje.serving.grammar import Grammars
 from smedje.serving.kv_cache import KVCache
+from smedje.serving.merged import Merging
 from smedje.serving.runner import Runner, halves
 from smedje.serving.sampler import NO_TOKEN, Sampler, logprobs
 from smedje.serving.scheduler import Scheduler
@@ -87,6 +88,7 @@ class TorchEngine:
         self._adapters = adapters
         self._grammars = grammars
         self._numbers = numbers
+        self._merging: Merging | None = None
         self._cache = KVCache(
             model.shape,
             capacity=limits.token_capacity,
@@ -114,6 +116,10 @@ class TorchEngine:
         self._arrived: deque[TokenSequence] = deque()
         self._cancelled: set[int] = set()
         self._closed = False
+
+    def merge_with(self, merging: Merging) -> None:
+        """Let an adapter that is asked alone be put into the weights; to be called before the first step."""
+        self._merging = merging
 
     def add(self, request_id: int, request: GenerationRequest) -> None:
         """See Engine.add."""
@@ -143,18 +149,26 @@ class TorchEngine:
         while True:
             self._give_way()
             with self._notes:
-                if self._notes.wait_for(self._called, timeout=LOOK_SECONDS if self._cache.resting else None):
+                if self._notes.wait_for(self._called, timeout=LOOK_SECONDS if self._keeps else None):
                     return not self._closed
 
     def _called(self) -> bool:
         return bool(self._closed or self._arrived or self._cancelled or self._scheduler.busy)
 
+    @property
+    def _keeps(self) -> bool:
+        """Whether there is anything that others may have."""
+        return bool(self._cache.resting or (self._merging is not None and self._merging.holds))
+
     def _give_way(self) -> None:
-        """Drop what rests when the machine is short of memory; looks at most once a second."""
-        if not self._cache.resting or time.monotonic() < self._look_at:
+        """Drop what rests, or else weights with an adapter in them, when the machine is short of memory; looks at most
+        once a second."""
+        if not self._keeps or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
-        if (missing := self._missing()) and self._cache.give_way(missing):
+        if not (missing := self._missing()):
+            return
+        if self._cache.give_way(missing) or (self._merging is not None and self._merging.give_way()):
             return_memory()
 
     def step(self) -> list[Delivery]:
@@ -164,10 +178,13 @@ class TorchEngine:
         if not chunks:
             return []
         rows = sum(chunk.count for chunk in chunks)
+        merged = None
+        if self._merging is not None:
+            merged = self._merging.decoder_for(chunk.sequence.request.adapter for chunk in chunks)
         divisible = self._reentrant and 1 < len(chunks) < rows
         with self._cores.step(rows, divisible=divisible) as apart:
             streams = [self._in_order(stream) for stream in (halves(chunks) if apart else [chunks])]
-            logits = self._runner.run_all(streams)
+            logits = self._runner.run_all(streams, merged)
         for chunk in chunks:
             self._has_run(chunk)
         deliveries: list[Delivery] = []
@@ -189,6 +206,7 @@ class TorchEngine:
             reused_tokens=self._reused,
             preemptions=self._scheduler.preemptions,
             numbers=self._numbers,
+            merged_steps=0 if self._merging is None else self._merging.steps,
         )
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from smedje.objects.store import open_objects
 from smedje.serving.adapters import AdapterCache
 from smedje.serving.grammar import Grammars
 from smedje.serving.kv_cache import bytes_per_token
+from smedje.serving.merged import Merging
 from smedje.serving.process import WorkerOptions, option_parser, told_to_end
 from smedje.serving.server import EngineServer
 from smedje.serving.torch_engine import EngineLimits, TorchEngine
@@ -38,8 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="fp32",
         help="what weights are served in, if the model stands it",
     )
+    parser.add_argument(
+        "--merged",
+        choices=("auto", "off"),
+        default="auto",
+        help="whether an adapter asked alone is put into the weights",
+    )
     told = vars(parser.parse_args(argv))
-    wanted = told.pop("numbers")
+    wanted, may_merge = told.pop("numbers"), told.pop("merged") == "auto"
     options = WorkerOptions(**told)
     os.umask(0o077)
     if options.threads:
@@ -49,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, numbers = load_served(options.model_folder, wanted, weights=weights)
     adapters = AdapterCache(model, objects, folder=options.cache, capacity=MAX_ADAPTERS)
     grammars = Grammars(options.model_folder / "tokenizer.json", vocabulary=model.shape.vocab_size)
-    engine = TorchEngine(model, adapters, limits_for(model), grammars=grammars, numbers=numbers)
+    limits = limits_for(model)
+    engine = TorchEngine(model, adapters, limits, grammars=grammars, numbers=numbers)
+    if may_merge and numbers == "fp32" and isinstance(model, Decoder):
+        engine.merge_with(Merging(model, adapters, folder=options.model_folder, weights=weights))
     asyncio.run(_serve(engine, options))
     return 0
 
