@@ -56,7 +56,7 @@ def register(base: str, home: Path, count: int) -> None:
     for number in range(count):
         name, key = f"adapter-{number}", f"benchmark/adapter-{number}"
         for file in (home / name).iterdir():
-            ctx.objects.put_file(f"{key}/{file.name}", file)
+            ctx.objects.put(f"{key}/{file.name}", file.read_bytes())
         tuned = f"ft:{base}:{project.name}:{name}:{number:08d}"
         request = JobRequest(model=base, base_model=base, training_file="file-none")
         job = FineTuningJob(
