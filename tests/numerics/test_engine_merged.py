@@ -1,5 +1,7 @@
 """An adapter put into the weights while it is asked alone: the same answers, when it happens, when it ends."""
 
+import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from tests.contract.engine_suite import (
     write_adapter,
     write_adapters,
 )
+from tests.engine_pools import NAME, Bench
 
 from smedje.domain.conversations import Sampling
 from smedje.modeling.adapter import save_adapter
@@ -220,6 +223,23 @@ def test_a_copy_that_cannot_be_made_costs_nothing_else(place: Path, capsys: pyte
     while "no copy of the weights" not in capsys.readouterr().out:
         assert complete(served.engine, asked).tokens == first.tokens
     assert served.engine.stats().merged_steps == 0
+
+
+@pytest.mark.parametrize(("option", "merges"), [((), True), (("--merged", "auto"), True), (("--merged", "off"), False)])
+def test_an_engine_process_merges_unless_told_otherwise(
+    place: Path, tmp_path: Path, option: tuple[str, ...], merges: bool
+) -> None:
+    """One adapter asked for 600 steps is put into the weights on the way, and never with `off`."""
+    bench = Bench(place / "model", place / "objects", tmp_path)
+    asked = replace(request(max_tokens=200), adapter=ADAPTERS[0])
+
+    async def merged_steps() -> int:
+        async with bench.pool(command=(sys.executable, "-m", "smedje.serving.worker", *option)) as pool:
+            said = [await bench.tokens(pool, asked) for _ in range(3)]
+            assert [len(tokens) for tokens in said] == [200] * 3
+            return (await pool.warm(NAME, place / "model")).merged_steps
+
+    assert (asyncio.run(merged_steps()) > 0) == merges
 
 
 @pytest.mark.slow
