@@ -119,7 +119,9 @@ def run(engine: str, work: Path, arguments: argparse.Namespace, **more: Any) -> 
     command = [python, str(ROOT / f"train_cpu_{runner}.py"), json.dumps(settings)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode != 0:
-        return {"error": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else "no output"}
+        # -9 is what a machine short of memory ends it with; the last line then says nothing of that.
+        last = done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else "no output"
+        return {"error": f"exit status {done.returncode}: {last}"}
     return {**json.loads(out.read_text()), "wall_seconds": time.perf_counter() - began}
 
 
