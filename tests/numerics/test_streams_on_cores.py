@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training_runs import Bench, bench
 
+from smedje.data.encode import EncodedDataset
+from smedje.data.forest import shared_tokens
 from smedje.training.division import SHORTEST_STREAM, USUAL_STREAM, a_stream_each, even_groups, turns
+from smedje.training.loop import _parts
 from smedje.training.streams import side_by_side
 
 
@@ -75,6 +78,18 @@ def test_two_cores_train_as_one(place: Bench, tmp_path: Path) -> None:
     for name, tensor in first.weights().items():
         assert torch.equal(tensor, again.weights()[name]), name
         assert torch.allclose(tensor, single.weights()[name], atol=2e-5), name
+
+
+def test_one_core_s_streams_are_no_longer_than_usual(tmp_path: Path) -> None:
+    """A step of many rows on one core is divided at the usual length, far below what it may compute at once."""
+    job, _ = bench(tmp_path, rows=400).with_spec(batch_size=300, threads=1, micro_batch_tokens=100_000).prepare()
+    chosen = list(job.training.indices)
+    rows = job.training.dataset
+    assert isinstance(rows, EncodedDataset)
+    shared = shared_tokens(rows, chosen)
+    lengths = [sum(rows.length(row) - shared for row in part) for part in _parts(job, job.training, chosen)]
+    assert len(lengths) > 1
+    assert max(lengths) <= USUAL_STREAM
 
 
 def test_results_come_in_the_order_of_the_parts() -> None:
