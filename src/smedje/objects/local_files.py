@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,7 @@ from typing import BinaryIO
 from smedje.objects.file_lock import try_lock
 
 STAGING = ".staging"
-MOVES = 5
+MOVES = 100
 
 
 @contextlib.contextmanager
@@ -60,29 +61,36 @@ def settle(file: BinaryIO, path: Path, target: Path, *, create_only: bool = Fals
 def move(source: Path, target: Path, *, create_only: bool = False) -> None:
     """Rename within one file system, durably, making the folders that `target` needs."""
     for attempt in range(MOVES):
-        make_folder(target.parent)
         try:
+            make_folder(target.parent)
             if create_only:
                 os.link(source, target)
             else:
                 os.replace(source, target)
             break
         except FileNotFoundError:
-            # Deleting the last object of a folder removes the folder, perhaps between the two lines above.
+            # Deleting the last object of a folder removes the folder, perhaps between the lines above. Whoever does so
+            # has finished its own work, so trying again comes through; the pause lets two that meet each time part.
             if attempt == MOVES - 1 or not source.exists():
                 raise
+            time.sleep(secrets.randbelow(attempt + 1) / 1000)
     flush_folder(target.parent)
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, each durable in its own parent."""
+    """Make `folder` and its missing parents, each durable in its own parent.
+
+    Raises OSError as the operating system does, but not where a file stands in the way: using the folder then tells.
+    """
     missing = []
     at = folder
     while not at.is_dir():
         missing.append(at)
         at = at.parent
     for path in reversed(missing):
-        path.mkdir(exist_ok=True, parents=True)
+        # Not `exist_ok`: it looks again whether the folder that was there is one, and meanwhile that may be gone.
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
         flush_folder(path.parent)
 
 
