@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from smedje.modeling.fused import turn_heads
+from smedje.modeling.heads import HeadSizes
 from smedje.modeling.tree_attention import Segment, TreeAttention
 from smedje.training.losses import row_losses, summed_cross_entropy
 from smedje.training.spec import LossSpec
@@ -61,13 +63,31 @@ def test_large_scores_do_not_overflow() -> None:
     assert torch.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("rows", [1, 1500])
-def test_the_head_without_logits_is_the_head(rows: int) -> None:
+@pytest.mark.parametrize("turned", [16, 10])
+@pytest.mark.parametrize("heads", [(6, 2), (3, 3)])
+def test_turning_on_the_way_is_turning_before(heads: tuple[int, int], turned: int) -> None:
+    """q | k | v side by side, turned while they are laid out, give the rows and gradients of three steps apart."""
+    generator = torch.Generator().manual_seed(5)
+    (many, few), rows = heads, 170
+    sizes = HeadSizes(many, few, 16)
+    qkv = torch.randn(rows, (many + 2 * few) * 16, generator=generator, requires_grad=True)
+    upstream = torch.randn(rows, many * 16, generator=generator)
+    angles = torch.randn(rows, 1, turned // 2, generator=generator)
+    attend = TreeAttention([Segment(0, 100, 130), Segment(100, 130, 130), Segment(130, 170, 170)])
+    wanted = attend(0, *turn_heads(qkv, angles.cos(), angles.sin(), sizes)).flatten(1)
+    found = attend.turn_and_attend(qkv, angles.cos(), angles.sin(), sizes)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    (expected,) = torch.autograd.grad(wanted, (qkv,), upstream)
+    assert torch.allclose(torch.autograd.grad(found, (qkv,), upstream)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 50), (1500, 50), (300, 3000)])
+def test_the_head_without_logits_is_the_head(rows: int, classes: int) -> None:
     """Weighted sum, hits and gradient equal those of the plain formula over all rows at once."""
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(rows, 24, generator=generator, requires_grad=True)
-    weight = torch.randn(50, 24, generator=generator)
-    targets, weights = torch.randint(50, (rows,), generator=generator), torch.rand(rows, generator=generator)
+    weight = torch.randn(classes, 24, generator=generator)
+    targets, weights = torch.randint(classes, (rows,), generator=generator), torch.rand(rows, generator=generator)
     logits = hidden @ weight.T
     wanted = (row_losses(logits, targets, LossSpec()) * weights).sum()
     (expected,) = torch.autograd.grad(3 * wanted, (hidden,))

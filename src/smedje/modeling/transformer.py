@@ -5,7 +5,7 @@ know documents, caches, adapters, losses and files: what a row attends to and wh
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from smedje.modeling.adapted import AsTheyAre, Entry, Frozen, Fusable, Gated, Normed, adapted_linear
 from smedje.modeling.config import DecoderConfig, DecoderShape, RopeRegime, Site, Slot, linear_slots
 from smedje.modeling.fused import rms_norm, swiglu, turn_heads
+from smedje.modeling.heads import HeadSizes
 from smedje.modeling.int8 import Int8Weight
 from smedje.modeling.products import Numbers, frozen_linear, packed, plain
 from smedje.modeling.rope import inverse_frequencies, turns
@@ -27,6 +28,13 @@ class Attend(Protocol):
     """
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class TurnsItself(Protocol):
+    """An Attend that turns queries and keys on their way: q | k | v side by side [T, N * D] -> [T, Hq * D]."""
+
+    def turn_and_attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, sizes: HeadSizes) -> Tensor: ...
 
 
 class LowRank(Protocol):
@@ -201,7 +209,12 @@ class Decoder(nn.Module):
         return x + self._mlp(layer, block, x, shared)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of chosen rows: [R, H] -> [R, V]. The widest product of a small model: call it on wanted rows only."""
+        """Logits of chosen rows, in the type of the product: [R, H] -> [R, V].
+
+        The widest product of a small model: call it on wanted rows only.
+        """
+        if hidden.dtype != self.output.dtype:
+            hidden = hidden.to(self.numbers.products)
         return frozen_linear(hidden, self.output, multiply=self.numbers.products)
 
     def weight(self, site: Site) -> Tensor:
@@ -275,7 +288,9 @@ class Decoder(nn.Module):
         qkv = self._linear(Site(layer, "qkv"), block, x, shared)
         if block.q_norm is not None and block.k_norm is not None:
             qkv = self._normed_heads(qkv, block.q_norm, block.k_norm)
-        sizes = (shape.heads, shape.kv_heads, shape.head_size)
+        sizes = HeadSizes(shape.heads, shape.kv_heads, shape.head_size)
+        if isinstance(shared.attend, TurnsItself):
+            return shared.attend.turn_and_attend(qkv, shared.cos, shared.sin, sizes)
         return shared.attend(layer, *turn_heads(qkv, shared.cos, shared.sin, sizes)).flatten(1)
 
     def _normed_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ KERNEL_BYTES = 75 * 2**20
 HOLES, MOST_HOLES = 0.01, 0.2
 BYTES = 4  # fp32
 # Rows whose logits a stream has in memory at once (training/losses.py).
-HEAD_ROWS = 1024
+HEAD_ROWS = 256
 # How many sizes of steps are looked at, from the usual to the largest.
 SIZES = 1000
 # Tensors of the optimizer beside each trained number.
@@ -177,9 +177,11 @@ def _kept(config: DecoderConfig, spec: TrainingSpec, streams: StreamSizes) -> in
         rows += 2 * hidden + inner
         rows += 2 * (2 * hidden + queries + inner) if spec.lora.dropout else 0
     # Always in fp32: attention's log-sum-exp, the norms' scales.
-    layer = rows * (2 if half and not apart else BYTES) + BYTES * (config.shape.heads + 2)
-    # What enters and leaves the last norm; and the layer in work has about as much again that is not kept.
-    around = 2 * hidden * BYTES + layer
+    number = 2 if half and not apart else BYTES
+    layer = rows * number + BYTES * (config.shape.heads + 2)
+    # What enters and leaves the last norm; and the layer in work has about as much again that is not kept, with what
+    # its gated activation gives, computed again, and the gradient of that.
+    around = 2 * hidden * BYTES + layer + 2 * inner * number
     if spec.lora.recompute:
         # Each layer's input, and all of the one that is computed again.
         return streams.tokens * (BYTES * hidden * config.shape.layers + layer + around)
@@ -187,10 +189,10 @@ def _kept(config: DecoderConfig, spec: TrainingSpec, streams: StreamSizes) -> in
 
 
 def _passing(config: DecoderConfig, spec: TrainingSpec, streams: StreamSizes) -> int:
-    """Numbers that are there only for a moment, between the passes: logits, and the gradient of them."""
+    """Numbers that are there only for a moment, between the passes: logits, which become the gradient of them."""
     vocabulary = config.shape.vocab_size
     if spec.objective.kind == "supervised" and spec.objective.loss.kind == "cross_entropy" and not spec.lora.full:
-        return 2 * min(streams.labelled, HEAD_ROWS * streams.streams) * vocabulary
+        return min(streams.labelled, HEAD_ROWS * streams.streams) * vocabulary
     if spec.objective.kind == "classification":
         return 0
     return 3 * streams.labelled * vocabulary
