@@ -12,7 +12,7 @@ from smedje.modeling.config import Site, targets_of
 from smedje.modeling.load import load_decoder
 from smedje.modeling.lora import AdapterConfig, TrainableLora
 from smedje.modeling.low_rank import Factors
-from smedje.modeling.products import BF16_PRODUCTS, Numbers
+from smedje.modeling.products import BF16_PRODUCTS, Numbers, product_and
 from smedje.modeling.transformer import LowRank
 from smedje.modeling.tree_attention import Segment, TreeAttention
 from smedje.training.precision import multiplies_bf16
@@ -107,6 +107,21 @@ def test_bf16_keeps_less_than_half(tmp_path: Path) -> None:
         assert hidden.requires_grad
     print(f"bytes kept: {kept}")
     assert 0 < kept[True] <= 0.45 * kept[False]
+
+
+@needs_bf16
+@pytest.mark.parametrize("rows", [1, 33, 199])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_is_added_in_place_and_rounded_once(rows: int, turned: bool) -> None:
+    """The sum lies where the addend lay, within the last digit of the exact one, for a weight as it is and turned."""
+    generator = torch.Generator().manual_seed(rows)
+    x, more = (torch.randn(rows, size, generator=generator).to(torch.bfloat16) for size in (96, 64))
+    stored = torch.randn((96, 64) if turned else (64, 96), generator=generator).to(torch.bfloat16)
+    weight = stored.T if turned else stored
+    exact = more.double() + x.double() @ weight.double().T
+    y = product_and(more, x, weight)
+    assert y.data_ptr() == more.data_ptr()
+    assert ((y.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-4).all()
 
 
 @needs_bf16

@@ -77,11 +77,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product_and(more: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """product(x, weight) + more, [T, out] in bf16, rounded once: a `more` that is smaller than half of the last digit,
-    as a young adapter's is, would be lost after a rounding of the product alone. Without gradients."""
-    if x.device.type == "cpu" and _HAS_BF16 and _is_dense(x) and _is_dense(weight):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, more, weight, None, "add")
-        return out
-    return torch.addmm(more, x, weight.T)
+    as a young adapter's is, would be lost after a rounding of the product alone. Without gradients.
+
+    Written into `more`: a result elsewhere is as much memory again to go through.
+    """
+    return more.addmm_(x, weight.T)
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -118,9 +118,8 @@ def frozen_linear(
 def multiplied(
     x: Tensor, weight: Tensor, bias: Tensor | None, multiply: torch.dtype | None, *, more: Tensor | None = None
 ) -> Tensor:
-    """`product` of operands of different types, multiplied in the type `multiply`, given in x's; plus `more`, [T, out].
-
-    Without gradients.
+    """`product` of operands of different types, multiplied in the type `multiply`, given in x's; plus `more`, [T, out],
+    which may be written to. Without gradients.
     """
     if more is not None:
         if x.dtype == torch.bfloat16 == weight.dtype:
