@@ -268,7 +268,7 @@ def test_best_step_has_the_lowest_loss_and_a_checkpoint(place: Bench) -> None:
     after a resume."""
     here = place.with_spec(
         watch=WatchSpec(evaluate_every=2, best=True),
-        optimizer=OptimizerSpec(learning_rate=0.1),
+        optimizer=OptimizerSpec(kind="lion", learning_rate=0.03),
         schedule=ScheduleSpec(kind="constant"),
         n_epochs=3,
     )
