@@ -33,9 +33,13 @@ from typing import Any
 from serve_cpu_load import cold_and_warm, measured, workloads
 from serve_cpu_servers import SERVERS, environment, running, write_adapters
 
+from smedje.wiring import ENGINE_SPINS
+
 ROOT = Path(__file__).resolve().parent
 USUAL = "guard,inside,inside-bf16,inside-int8,smedje,smedje-bf16,llama,peft,transformers"
 ADAPTERS = 8
+AS_OUR_ENGINE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(ENGINE_SPINS)}
+SPINNING = {"OMP_WAIT_POLICY": "ACTIVE"}
 
 
 def main() -> None:
@@ -87,7 +91,7 @@ def serve(engine: str, found: dict[str, Any], scratch: Path, options: argparse.N
 def guard(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Greedy tokens and log probabilities against transformers'."""
     asked = {"prompts": options.prompts, "tokens": 16, "adapters": str(adapters(scratch, options))}
-    return child([sys.executable, str(ROOT / "serve_cpu_guard.py")], asked, options)
+    return child([sys.executable, str(ROOT / "serve_cpu_guard.py")], asked, options, AS_OUR_ENGINE)
 
 
 def inside(scratch: Path, options: argparse.Namespace, *, numbers: str) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def inside(scratch: Path, options: argparse.Namespace, *, numbers: str) -> dict[
         "rounds": 3,
         "tokens": options.tokens // 4,
     }
-    return child([sys.executable, str(ROOT / "serve_cpu_inside.py")], asked, options)
+    return child([sys.executable, str(ROOT / "serve_cpu_inside.py")], asked, options, AS_OUR_ENGINE)
 
 
 def peft(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def peft(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         "prompts": prompts,
         "tokens": options.tokens // 2,
     }
-    return child([str(environment("hf") / "python"), str(ROOT / "serve_cpu_peft.py")], asked, options)
+    return child([str(environment("hf") / "python"), str(ROOT / "serve_cpu_peft.py")], asked, options, SPINNING)
 
 
 def llama(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def llama(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
     asked["tokens"] = options.tokens
     # Its threads wait for each other hundreds of times a token: on an idle machine it is faster when they spin.
-    return child([str(python), str(ROOT / "serve_cpu_llama.py")], asked, options, policy="ACTIVE")
+    return child([str(python), str(ROOT / "serve_cpu_llama.py")], asked, options, SPINNING)
 
 
 def adapters(scratch: Path, options: argparse.Namespace) -> Path:
@@ -143,15 +147,15 @@ def adapters(scratch: Path, options: argparse.Namespace) -> Path:
 
 
 def child(
-    command: list[str], asked: dict[str, Any], options: argparse.Namespace, *, policy: str = "PASSIVE"
+    command: list[str], asked: dict[str, Any], options: argparse.Namespace, waiting: dict[str, str]
 ) -> dict[str, Any]:
     """The JSON that a program of ours or of a peer prints last. Raises RuntimeError with its last line of errors.
 
-    policy: how its threads wait for each other; passive is what our own worker does.
+    waiting: how its threads wait for each other.
     """
     threads = os.cpu_count()
     settings = {"base": str(options.base.resolve()), "threads": threads, **asked}
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy, "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), **waiting, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, json.dumps(settings)], env=env, capture_output=True, text=True, timeout=400)
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])

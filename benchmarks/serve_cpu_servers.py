@@ -124,9 +124,10 @@ def running(engine: str, base: Path, scratch: Path, adapters: int) -> Iterator[S
     """A server that answers, ended afterwards with all that it started."""
     scratch.mkdir(parents=True)
     command, env, server = SERVERS[engine](base, scratch, _free_port(), adapters)
-    env |= {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "PASSIVE"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), **env}
+    env.pop("OMP_WAIT_POLICY", None)  # each server says itself how its threads wait for each other
     with (scratch / "log").open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_for(server, process, scratch / "log")
             yield Server(url=server.url, base=server.base, adapters=server.adapters, process=process.pid)

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 STOP_SECONDS = 15.0
 # vLLM compiles and profiles before it answers: minutes on a CPU.
 VLLM_START_SECONDS = 900.0
+# How often an engine's threads look for work before they sleep: some tens of microseconds, as long as an operation.
+ENGINE_SPINS = 5000
 
 
 def build_app(settings: Settings, *, hosts: Iterable[str] = ()) -> FastAPI:
@@ -205,8 +207,13 @@ def _engine_settings(settings: Settings) -> EngineSettings:
     if settings.serving.engine == "torch":
         serving = settings.serving
         options = ("--numbers", serving.serving_weights, "--merged", serving.serving_merged)
-        return replace(plain, command=(*plain.command, *options))
+        return replace(plain, command=(*plain.command, *options), env={**_waiting(os.environ), **plain.env})
     return _with_vllm(plain, settings.serving)
+
+
+def _waiting(environ: Mapping[str, str]) -> dict[str, str]:
+    """How an engine's threads wait for each other, unless the operator has said it."""
+    return {} if "OMP_WAIT_POLICY" in environ else {"GOMP_SPINCOUNT": str(ENGINE_SPINS)}
 
 
 def _with_vllm(plain: EngineSettings, serving: ServingSettings) -> EngineSettings:

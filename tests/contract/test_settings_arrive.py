@@ -83,6 +83,26 @@ def test_limits_of_jobs_are_the_settings(tmp_path: Path) -> None:
     ctx.database.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+)
+def test_threads_of_an_engine_spin_unless_the_operator_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], spins: str | None
+) -> None:
+    """They look for work for a moment before they sleep; training's never do by themselves."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings({"SMEDJE_HOME": str(tmp_path)})
+    assert wiring._engine_settings(settings).env.get("GOMP_SPINCOUNT") == spins
+    ctx = open_context(settings)
+    workers = wiring._scheduler(ctx, settings, LocalExecutor()).worker_env
+    assert workers.get("GOMP_SPINCOUNT") == said.get("GOMP_SPINCOUNT")
+    assert workers["OMP_WAIT_POLICY"] == "PASSIVE"
+    ctx.database.close()
+
+
 def test_the_provider_is_the_settings(tmp_path: Path) -> None:
     """Issuer, client, secret (from a file), domains and roles are those of the sign-in; none without an issuer."""
     (tmp_path / "secret").write_text("hush\n", encoding="utf-8")

@@ -1,5 +1,8 @@
 """Products with frozen weights: every layout of the operands is exact, repeatable, and differentiable in x."""
 
+import os
+import subprocess
+import sys
 from itertools import product as combinations
 
 import pytest
@@ -87,3 +90,21 @@ def test_one_core_is_given_back(threads: int) -> None:
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"),
+    [
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, 1),
+        ({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}, 1),
+        ({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}, 2),
+        ({"OMP_WAIT_POLICY": "active"}, 2),
+    ],
+)
+def test_short_products_use_all_cores_where_threads_spin(said: dict[str, str], threads: int) -> None:
+    """One core is for threads that sleep, which is said in the environment that a process starts with."""
+    program = "import torch; from smedje.modeling.products import one_core as one\n"
+    program += "torch.set_num_threads(2)\nwith one(): print(torch.get_num_threads())"
+    env = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", program], env=env | said, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(threads)]

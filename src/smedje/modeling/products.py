@@ -7,9 +7,11 @@ Also knows mixed numbers: weights stored in bf16 under fp32 rows, multiplied exa
 bits (int8.py). Refuses to know layers and adapters.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,11 +52,24 @@ BF16_PRODUCTS = Numbers(weights=torch.bfloat16, rows=torch.float32, products=tor
 FP32_OF_BF16 = Numbers(weights=torch.bfloat16, rows=torch.float32, products=torch.float32)
 
 
+@cache
+def threads_spin() -> bool:
+    """Whether this process's compute threads, which read the same environment, spin for a while before they sleep.
+
+    Source: libgomp's manual, GOMP_SPINCOUNT and OMP_WAIT_POLICY; the first is the stronger one.
+    """
+    count = os.environ.get("GOMP_SPINCOUNT", "").strip()
+    return count != "0" if count else os.environ.get("OMP_WAIT_POLICY", "").strip().upper() == "ACTIVE"
+
+
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Compute in this thread on one core alone: products of some microseconds are over before another one is awake."""
+    """Compute in this thread on one core alone: products of some microseconds are over before another one is awake.
+
+    Changes nothing where threads spin, for then the other one is awake.
+    """
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or threads_spin():
         yield
         return
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ finish and ends it. Knows how the parts are put together; knows nothing of deplo
 import asyncio
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     objects = open_objects(options.objects)
     weights = None if options.weights is None else objects.local_folder(options.weights, options.cache)
-    model, numbers = load_served(options.model_folder, wanted, weights=weights)
+    with compute_threads(torch.get_num_threads()) as pool:
+        model, numbers = pool.submit(load_served, options.model_folder, wanted, weights=weights).result()
     adapters = AdapterCache(model, objects, folder=options.cache, capacity=MAX_ADAPTERS)
     grammars = Grammars(options.model_folder / "tokenizer.json", vocabulary=model.shape.vocab_size)
     limits = limits_for(model)
@@ -78,7 +80,18 @@ def limits_for(model: CausalDecoder) -> EngineLimits:
     )
 
 
+def compute_threads(each: int) -> ThreadPoolExecutor:
+    """Threads that compute on so many cores each.
+
+    OpenMP keeps a team for every thread that has computed on several cores until that thread ends, and while all teams
+    together are more threads than there are cores none of them spins. So the thread that loads ends, and those that
+    read adapters have no team: the only one is that of the steps.
+    """
+    return ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(each,))
+
+
 async def _serve(engine: TorchEngine, options: WorkerOptions) -> None:
+    asyncio.get_running_loop().set_default_executor(compute_threads(1))
     async with told_to_end(options) as drain:
         print(f"loaded {options.model_folder}, serving on {options.socket}", flush=True)
         await EngineServer(engine).run(options.socket, drain=drain)
